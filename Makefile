@@ -1,0 +1,72 @@
+# make demo | make lab | make test      Each makes .venv itself; repeated calls skip what is done.
+PYTHON   ?= python3
+PROMPT   ?= a dog barks in the rain
+OUT      ?= demo.wav
+LAB_ARGS ?=
+RUNS     ?= runs
+
+VENV     := .venv
+BIN      := $(VENV)/bin
+PIP      := $(BIN)/python -m pip install -qq --disable-pip-version-check
+CONFIG   := settings.ini setup.py MANIFEST.in pyproject.toml
+LIBRARY  := $(shell find audiogen_nb -type f -not -name '*.pyc' 2>/dev/null)
+export PROMPT OUT
+
+.DEFAULT_GOAL := help
+.PHONY: help demo lab test export clean-notebooks readme sync pocket clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
+
+demo: $(VENV)/.demo ## generate one sound: make demo PROMPT="rain on a tin roof" OUT=rain.wav
+	@echo "generating \"$$PROMPT\" with the pocket model ..."
+	@$(BIN)/audiogen-nb generate "$$PROMPT" --out "$$OUT" --seed 0 --force
+
+lab: $(VENV)/.lab ## open the book in JupyterLab: make lab LAB_ARGS="--no-browser --port 8889"
+	@$(BIN)/jupyter lab index.ipynb $(LAB_ARGS)
+
+test: $(VENV)/.dev ## run every check
+	@$(BIN)/python -m pytest tests -ra --durations=10
+
+export: $(VENV)/.dev ## write audiogen_nb/ from the notebooks
+	@$(BIN)/nbdev_export && echo "audiogen_nb/ is written"
+
+clean-notebooks: $(VENV)/.dev ## strip players, widget state and stray metadata from the notebooks
+	@$(BIN)/python .ci/clean.py
+
+readme: $(VENV)/.dev ## write README.md from index.ipynb
+	@$(BIN)/python .ci/readme.py
+
+sync: export clean-notebooks readme ## export, clean-notebooks and readme in one
+
+pocket: export MALLOC_MMAP_MAX_ = 0
+pocket: export MALLOC_TRIM_THRESHOLD_ = 100000000000
+pocket: export MALLOC_TOP_PAD_ = 500000000
+pocket: $(VENV)/.lab ## train the bundled model again, from its recordings (hours)
+	$(BIN)/audiogen-nb fetch-recordings
+	$(BIN)/audiogen-nb fit-codec configs/pocket_codec.json $(RUNS)/pocket_codec
+	$(BIN)/audiogen-nb fit-lm configs/pocket_lm.json $(RUNS)/pocket_lm
+
+clean: ## remove .venv and build leftovers
+	rm -rf $(VENV) build dist *.egg-info
+
+$(BIN)/python:
+	@echo "making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+
+# The editable installs below include the plain one, so that one is skipped where they are.
+$(VENV)/.demo: $(CONFIG) $(LIBRARY) | $(BIN)/python
+	@if [ ! -e $(VENV)/.lab ] && [ ! -e $(VENV)/.dev ]; then \
+	  echo "installing audiogen_nb into $(VENV) (the first time this fetches PyTorch: a few minutes) ..."; \
+	  rm -rf build && $(PIP) . && rm -rf build; fi
+	@touch $@
+
+$(VENV)/.lab: $(CONFIG) | $(BIN)/python
+	@echo "installing audiogen_nb and JupyterLab into $(VENV) (the first time: a few minutes) ..."
+	@$(PIP) -e '.[notebooks]'
+	@touch $@
+
+$(VENV)/.dev: $(CONFIG) | $(BIN)/python
+	@echo "installing audiogen_nb and its development tools into $(VENV) (the first time: a few minutes) ..."
+	@$(PIP) -e '.[dev]'
+	@touch $@

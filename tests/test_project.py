@@ -1,0 +1,173 @@
+"""The project itself: exports, notebooks, README, modules and packaging are what they should be."""
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+NOTEBOOKS = [ROOT / "index.ipynb", *sorted((ROOT / "nbs").rglob("*.ipynb"))]
+NOTEBOOKS = [p for p in NOTEBOOKS if not any(part.startswith(".") for part in p.relative_to(ROOT).parts)]
+NAMES = [str(p.relative_to(ROOT)) for p in NOTEBOOKS]
+MODULES = sorted(p.stem for p in (ROOT / "audiogen_nb").glob("*.py") if not p.stem.startswith("_"))
+HEAVY = ["torch", "torchaudio", "matplotlib", "IPython", "ipywidgets", "transformers", "accelerate"]
+LAZY = [name for name in HEAVY if not name.startswith("torch")]
+ABSOLUTE = re.compile(r"(?<![\w.~:/])/(?:work|root|home|Users|tmp|opt|usr)/\w|site-packages")
+
+
+def script(name):
+    "A module loaded from .ci/"
+    spec = importlib.util.spec_from_file_location(name, ROOT / ".ci" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(*command, cwd=ROOT, timeout=600, **environment):
+    "Run a command, return it finished, output captured"
+    return subprocess.run([str(c) for c in command], cwd=cwd, env={**os.environ, **environment}, timeout=timeout,
+                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+# Exports
+
+def test_library_is_what_the_notebooks_export(tmp_path):
+    shutil.copytree(ROOT / "nbs", tmp_path / "nbs", ignore=shutil.ignore_patterns(".*", "__pycache__"))
+    for name in ["settings.ini", "pyproject.toml", "README.md", "index.ipynb"]:
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "audiogen_nb").mkdir()
+    shutil.copy(ROOT / "audiogen_nb" / "__init__.py", tmp_path / "audiogen_nb")
+    done = run(BIN / "nbdev_export", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    exported = {p.name: p.read_text() for p in (tmp_path / "audiogen_nb").glob("*.py")}
+    committed = {p.name: p.read_text() for p in (ROOT / "audiogen_nb").glob("*.py")}
+    assert set(exported) == set(committed), \
+        f"modules without a notebook, or never exported: {set(exported) ^ set(committed)}; run `make export`"
+    stale = [name for name in committed if exported[name] != committed[name]]
+    assert not stale, f"{stale} differ from what the notebooks export; run `make export`"
+
+
+def test_settings_name_the_version_once():
+    text = (ROOT / "settings.ini").read_text()
+    version = re.search(r"^version = (\S+)", text, re.M).group(1)
+    assert f'__version__ = "{version}"' in (ROOT / "audiogen_nb" / "__init__.py").read_text(), "run `make export`"
+
+
+# Notebooks
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notebook_is_clean(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert text == script("clean").clean_text(text), f"{name} is not clean; run `make clean-notebooks`"
+    assert len(text.encode()) <= 200_000, f"{name} is {len(text.encode()) // 1000} kB, at most 200; use smaller pictures"
+    for i, cell in enumerate(json.loads(text)["cells"]):
+        where = f"{name}, cell {i}"
+        dump = json.dumps(cell)
+        assert not cell["metadata"], f"{where} has metadata; run `make clean-notebooks`"
+        assert "<audio" not in json.dumps(cell.get("outputs", [])), f"{where} holds a player; run `make clean-notebooks`"
+        assert "widget-view" not in dump or "outputs" not in cell or "widget-view" not in json.dumps(cell["outputs"]), where
+        assert not any(o["output_type"] == "error" for o in cell.get("outputs", [])), f"{where} ends in an error"
+        found = ABSOLUTE.search("".join(cell["source"])) or ABSOLUTE.search(_text_outputs(cell))
+        assert not found, f"{where} has an absolute path near {found.group(0)!r}; use a relative or temporary one"
+
+
+def _text_outputs(cell) -> str:
+    "Everything a cell printed, pictures left out"
+    parts = []
+    for output in cell.get("outputs", []):
+        data = output.get("data", {"text/plain": output.get("text", "")})
+        parts += ["".join(v) for k, v in data.items() if k.startswith("text/")]
+    return "\n".join(parts)
+
+
+@pytest.fixture(scope="session")
+def executions(request):
+    "Every selected notebook runs once, two at a time, each in an interpreter of its own"
+    names = {item.callspec.params["name"] for item in request.session.items
+             if item.originalname == "test_notebook_runs" and hasattr(item, "callspec")}
+    code = "import sys; from nbdev.test import nbdev_test; nbdev_test(sys.argv[1], n_workers=0, timing=True)"
+    with ThreadPoolExecutor(2) as pool:
+        yield {name: pool.submit(run, sys.executable, "-c", code, ROOT / name, OMP_NUM_THREADS="1", MPLBACKEND="agg")
+               for name in sorted(names)}
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notebook_runs(name, executions):
+    done = executions[name].result()
+    assert done.returncode == 0, f"{name} fails (`.venv/bin/nbdev_test --path {name}`):\n{done.stdout[-4000:]}"
+
+
+# README
+
+def test_readme_is_made_from_the_index():
+    assert (ROOT / "README.md").read_text(encoding="utf-8") == script("readme").readme(), "README.md is old; run `make readme`"
+
+
+@pytest.mark.parametrize("name", ["README.md", *NAMES])
+def test_links_lead_somewhere(name):
+    page = ROOT / name
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".ipynb":
+        text = "\n".join("".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "markdown")
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"https?:|mailto:|#", link)]
+    broken = [link for link in links if not (page.parent / link).exists()]
+    assert not broken, f"{name} links to {broken}, which do not exist"
+
+
+# Modules
+
+def test_pyflakes_is_silent():
+    done = run(sys.executable, "-m", "pyflakes", "audiogen_nb", "tests", ".ci", "setup.py")
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("module", ["", *MODULES])
+def test_module_imports_by_itself_and_stays_light(module):
+    target = f"audiogen_nb.{module}" if module else "audiogen_nb"
+    unwanted = HEAVY if module in ("", "cli") else LAZY
+    code = f"import sys, {target}; print([m for m in {unwanted!r} if m in sys.modules])"
+    done = run(sys.executable, "-W", "error::SyntaxWarning", "-c", code)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.strip().splitlines()[-1] == "[]", f"importing {target} also imports {done.stdout.strip()}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_public_name_is_there_and_documented(module):
+    code = (f"import audiogen_nb.{module} as m\n"
+            "for name in m.__all__:\n"
+            "    thing = getattr(m, name)\n"
+            "    if callable(thing) and getattr(thing, '__module__', m.__name__) == m.__name__: assert thing.__doc__, name")
+    done = run(sys.executable, "-c", code)
+    assert done.returncode == 0, f"{module}: {done.stdout[-500:]}"
+
+
+def test_public_face():
+    code = ("import audiogen_nb as a; from audiogen_nb import AudioGen, Codec, AudioLM; "
+            "assert {'AudioGen', 'Codec', 'AudioLM'} <= set(dir(a)); a.nothing")
+    done = run(sys.executable, "-c", code)
+    assert "AttributeError" in done.stdout and "'nothing'" in done.stdout, done.stdout
+
+
+# Packaging
+
+def test_wheel_ships_the_bundled_model_and_nothing_else(tmp_path):
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name in ["settings.ini", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"]:
+        shutil.copy(ROOT / name, tree)
+    shutil.copytree(ROOT / "audiogen_nb", tree / "audiogen_nb", ignore=shutil.ignore_patterns("__pycache__"))
+    done = run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, tree, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
+    wanted = {p.relative_to(ROOT).as_posix() for p in (ROOT / "audiogen_nb").rglob("*")
+              if p.is_file() and "__pycache__" not in p.parts}
+    assert {n for n in names if not n.split("/")[0].endswith(".dist-info")} == wanted
