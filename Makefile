@@ -4,6 +4,7 @@ PROMPT   ?= a dog barks in the rain
 OUT      ?= demo.wav
 LAB_ARGS ?=
 RUNS     ?= runs
+CONFIGS  := audiogen_nb/configs
 
 VENV     := .venv
 BIN      := $(VENV)/bin
@@ -20,7 +21,7 @@ help: ## this list
 
 demo: $(VENV)/.demo ## generate one sound: make demo PROMPT="rain on a tin roof" OUT=rain.wav
 	@echo "generating \"$$PROMPT\" with the pocket model ..."
-	@$(BIN)/audiogen-nb generate "$$PROMPT" --out "$$OUT" --seed 0 --force
+	@$(BIN)/audiogen-nb generate "$$PROMPT" --out "$$OUT" --seed 0 $(if $(filter demo.wav,$(OUT)),--force)
 
 lab: $(VENV)/.lab ## open the book in JupyterLab: make lab LAB_ARGS="--no-browser --port 8889"
 	@$(BIN)/jupyter lab index.ipynb $(LAB_ARGS)
@@ -44,8 +45,10 @@ pocket: export MALLOC_TRIM_THRESHOLD_ = 100000000000
 pocket: export MALLOC_TOP_PAD_ = 500000000
 pocket: $(VENV)/.lab ## train the bundled model again, from its recordings (hours)
 	$(BIN)/audiogen-nb fetch-recordings
-	$(BIN)/audiogen-nb fit-codec configs/pocket_codec.json $(RUNS)/pocket_codec
-	$(BIN)/audiogen-nb fit-lm configs/pocket_lm.json $(RUNS)/pocket_lm
+	$(BIN)/audiogen-nb fit-codec $(CONFIGS)/pocket_codec.json --out $(RUNS)/pocket_codec
+	$(BIN)/audiogen-nb fit-lm $(CONFIGS)/pocket_lm.json --codec-run $(RUNS)/pocket_codec \
+	  --codec-config $(CONFIGS)/pocket_codec.json --out $(RUNS)/pocket_lm
+	@echo "copy $(RUNS)/pocket_lm/model over audiogen_nb/pocket to bundle it"
 
 clean: ## remove .venv and build leftovers
 	rm -rf $(VENV) build dist *.egg-info

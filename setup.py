@@ -13,9 +13,8 @@ development = cfg["dev_requirements"].split()
 licences = {"apache2": "Apache-2.0"}
 statuses = ["1 - Planning", "2 - Pre-Alpha", "3 - Alpha", "4 - Beta", "5 - Production/Stable"]
 
-package = here / cfg["lib_path"]
-data = [p.relative_to(package).as_posix() for p in package.rglob("*") if p.is_file() and
-        (p.suffix == ".csv" or "pocket" in p.relative_to(package).parts)]
+package = here / cfg["lib_path"]      # everything in it that is not code: the bundled model, its configurations, tables
+data = [p.relative_to(package).as_posix() for p in package.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
 
 setup(
     name=cfg["lib_name"], version=cfg["version"], description=cfg["description"],

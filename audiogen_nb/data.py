@@ -366,7 +366,8 @@ def splash(generator: Generator, n: int, sample_rate: int, *, size: float = 0.25
     "A burst of spray that lasts `size` seconds and the bubbles after it"
     t = _seconds(n, sample_rate)
     spray = band(_noise(generator, n), sample_rate, 400, 2500) * torch.exp(-t / size) * (t / 0.01).clamp_max(1)
-    return spray + 0.3 * stream(generator, n, sample_rate, flow=60.0, pitch=250 / size ** 0.5) * torch.exp(-t / (2 * size))
+    drops = stream(generator, n, sample_rate, flow=60.0, pitch=250 / size ** 0.5) * torch.exp(-t / (2 * size))
+    return spray + 0.3 * drops
 
 # %% ../nbs/01_data.ipynb #fec97b91
 @toy_kind("{rate} {pitch} beeping; {rate} {pitch} beeps; an alarm beeps {rate_how}; "
@@ -983,7 +984,7 @@ def read_recordings(
         clips = [c for p in packages for c in _read_package(root, p, sample_rate, problems)]
         _write_cache(stem, clips)
         if problems:
-            warnings.warn("left out " + "; ".join(f"{len(v)} {k} ({', '.join(v)})" for k, v in problems.items()))
+            warnings.warn("left out " + "; ".join(f"{len(v)} {k} ({', '.join(v)})" for k, v in problems.items()), stacklevel=2)
     return _read_cache(stem)
 
 # %% ../nbs/01_data.ipynb #339d432f
@@ -1101,7 +1102,7 @@ class SoundFolder(Sequence):
             raise FileNotFoundError(f"{root} holds no usable sound ({len(rows)} found); it needs .wav, .flac, .ogg or .mp3")
         if self.skipped:
             names = ", ".join(f"{path.relative_to(self.root)} ({fault})" for path, fault in self.skipped.items())
-            warnings.warn(f"skipped {len(self.skipped)} of {len(rows)} files in {root}: {names}")
+            warnings.warn(f"skipped {len(self.skipped)} of {len(rows)} files in {root}: {names}", stacklevel=2)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -1128,11 +1129,10 @@ def random_crop(
     if spare <= 0:
         left = draw(1 - spare)
         return torch.nn.functional.pad(audio, (left, -spare - left))
-    starts = torch.linspace(0, spare, 33).long()                               # 33 candidate positions
+    starts = torch.linspace(0, spare, min(spare + 1, 1024)).long()                   # candidate positions
     energy = torch.nn.functional.pad(audio[0].double().square().cumsum(0), (1, 0))   # running sum, starts at 0
     weight = (energy[starts + n_samples] - energy[starts]).clamp_min(0).sqrt()
     start = int(starts[torch.multinomial(weight + 1e-6, 1, generator=generator)])
-    start = min(start + draw(max(1, spare // 32)), spare)
     return audio[..., start:start + n_samples]
 
 # %% ../nbs/01_data.ipynb #20e2e0f2

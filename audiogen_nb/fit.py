@@ -143,8 +143,8 @@ class CodecTraining:
     learning_rate: float = 2e-3
     warmup: int = 50                   # steps of learning-rate warm-up
     warmup_quantizer: int = 200        # steps before quantisation begins
-    clip: float = 50.0                 # largest gradient norm
-    weight_time: float = 4.0
+    clip: float = 10.0                 # largest gradient norm
+    weight_time: float = 5.0           # of the error relative to the level
     weight_mel: float = 1.0
     weight_commitment: float = 0.25
     seed: int = 0
@@ -171,7 +171,8 @@ def codec_loss(
         use = perplexity(quantized.codes, codec.card)
         figures = {"commitment": commitment.item(), "perplexity_first": use[0].item(), "perplexity_last": use[-1].item()}
     rebuilt = codec.decoder(latent)[..., : audio.shape[-1]]
-    time, mel = time_loss(audio, rebuilt), mel_loss(audio, rebuilt)
+    time = time_loss(audio, rebuilt) / audio.abs().mean()      # 1 is silence; quiet batches count as much as loud ones
+    mel = mel_loss(audio, rebuilt)
     loss = s.weight_time * time + s.weight_mel * mel + s.weight_commitment * commitment
     return loss, {"loss": loss.item(), "time": time.item(), "mel": mel.item(), **figures}
 

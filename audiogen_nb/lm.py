@@ -167,15 +167,18 @@ class AudioLM(nn.Module):
         self.blocks = nn.ModuleList(Block(c.dim, c.n_heads) for _ in range(c.n_layers))
         self.norm = nn.LayerNorm(c.dim)
         self.heads = nn.Linear(c.dim, c.n_q * c.card, bias=False)
-        self.apply(self._init)
-        for block in self.blocks:                  # deep residual sums start small
-            for last in (block.self_attention.out_proj, block.cross_attention.out_proj, block.feed_forward[2]):
-                nn.init.normal_(last.weight, std=0.02 / math.sqrt(3 * c.n_layers))
+        self._initialise()
 
-    @staticmethod
-    def _init(module):
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(module.weight, std=0.02)
+    def _initialise(self):
+        "Every part starts on the scale of its input; the sums over many blocks and the logits start small"
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features ** -0.5)
+        for block in self.blocks:
+            for last in (block.self_attention.out_proj, block.cross_attention.out_proj, block.feed_forward[2]):
+                last.weight.data /= math.sqrt(3 * len(self.blocks))
+        nn.init.normal_(self.heads.weight, std=0.02)       # the first guess: all codes alike
+        nn.init.zeros_(self.text_proj.bias)
 
     @staticmethod
     def preset(name: str) -> LMConfig:

@@ -44,20 +44,21 @@ class Take:
 def make_take(
     model, # AudioGen, or anything with its `generate` and `sample_rate`
     prompt: str | None, # what to hear; None generates without words
-    duration: float = 4.0, # seconds
-    guidance_scale: float = 3.0, # 1 follows the words plainly, more exaggerates them
-    temperature: float = 1.0, # lower is safer, higher is wilder
-    top_k: int = 250, # choose among this many tokens; 0 is all of them
+    duration: float | None = None, # seconds; None is the model's default, here and below
+    guidance_scale: float | None = None, # 1 follows the words plainly, more exaggerates them
+    temperature: float | None = None, # lower is safer, higher is wilder
+    top_k: int | None = None, # choose among this many tokens; 0 is all of them
     seed: int | None = None, # None draws one and keeps it in the settings
     callback: Callable[[int, int], None] | None = None, # called with (step, n_steps)
 ) -> Take:
     "Generate one sound and remember what made it"
     if isinstance(prompt, str) and not prompt.strip():
-        raise ValueError("prompt is empty; write a few words for what you want to hear, or pass None for no words")
-    seed = secrets.randbelow(2**31) if seed is None else seed
-    how = dict(duration=duration, guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, seed=seed)
+        raise ValueError("prompt is empty; write a few words for what you want to hear")
+    how = dict(duration=duration, guidance_scale=guidance_scale, temperature=temperature, top_k=top_k)
+    how = {name: getattr(model.generation, name) if value is None else value for name, value in how.items()}
+    how["seed"] = secrets.randbelow(100_000) if seed is None else seed
     start = time.perf_counter()
-    audio = model.generate(prompt, **how, progress=False, callback=callback)     # (1, 1, T)
+    audio = model.generate(prompt, **how, top_p=0.0, callback=callback)     # (1, 1, T)
     return Take(audio[0], model.sample_rate, dict(prompt=prompt, **how), time.perf_counter() - start)
 
 # %% ../nbs/15_studio.ipynb #29a7cab4
@@ -120,20 +121,23 @@ class Job:
 # %% ../nbs/15_studio.ipynb #1b737606
 class Settings:
     "A prompt box and one control per setting"
-    def __init__(self):
+    def __init__(self,
+        defaults, # of the model: its `generation`
+    ):
         import ipywidgets as w
-        look = {"style": {"description_width": "84px"}, "layout": w.Layout(width="auto")}
+        look = {"style": {"description_width": "88px"}, "layout": w.Layout(width="auto")}
         slider = {"readout_format": ".1f", **look}
         self.prompt = w.Text(placeholder="what do you want to hear?", layout=w.Layout(flex="1 1 auto", width="auto"))
-        self.duration = w.FloatSlider(4.0, min=0.5, max=10, step=0.5, description="seconds", **slider)
-        self.guidance = w.FloatSlider(3.0, min=0, max=8, step=0.5, description="guidance", **slider)
-        self.temperature = w.FloatSlider(1.0, min=0.1, max=2, step=0.1, description="temperature", **slider)
-        self.top_k = w.IntSlider(250, min=0, max=500, step=10, description="top-k", **look)
-        self.seed = w.BoundedIntText(0, min=0, max=2**31 - 1, description="seed", disabled=True, **look)
-        self.random = w.Checkbox(True, description="new seed each time", indent=False, layout=w.Layout(margin="2px 12px"))
+        self.duration = w.FloatSlider(defaults.duration, min=0.5, max=defaults.max_duration, step=0.5, description="seconds", **slider)
+        self.guidance = w.FloatSlider(defaults.guidance_scale, min=0, max=8, step=0.5, description="guidance", **slider)
+        self.temperature = w.FloatSlider(defaults.temperature, min=0.1, max=2, step=0.1, description="temperature", **slider)
+        self.top_k = w.IntSlider(defaults.top_k, min=0, max=500, step=10, description="top-k", **look)
+        self.seed = w.BoundedIntText(0, min=0, max=2**31 - 1, description="seed", disabled=True,
+                                     style={"description_width": "40px"}, layout=look["layout"])
+        self.random = w.Checkbox(True, description="new seed each time", indent=False, layout=w.Layout(margin="2px 0 0 6px"))
         w.jslink((self.random, "value"), (self.seed, "disabled"))
         self.widget = w.GridBox([self.duration, self.guidance, self.seed, self.temperature, self.top_k, self.random],
-                                layout=w.Layout(grid_template_columns="repeat(3, minmax(0, 1fr))", grid_gap="2px 10px"))
+                                layout=w.Layout(grid_template_columns="1fr 1fr 200px", grid_gap="2px 10px"))
 
     def read(self) -> dict: # the arguments of `make_take`
         "The settings as they stand; the seed is None while it is to be drawn"
@@ -179,14 +183,15 @@ def take_card(
 
     import ipywidgets as w
     prompt = take.settings["prompt"] or "(no words)"
-    prompt, rest = html.escape(prompt), html.escape(take.label.removeprefix(prompt + " · "))
-    title = w.HTML(f"<b>{prompt}</b>&ensp;<span style='opacity:.65'>{rest} · made in {take.seconds:.1f} s</span>",
-                   layout=w.Layout(flex="1 1 auto"))
+    prompt, rest = (html.escape(part) for part in (prompt, take.label.removeprefix(prompt + " · ")))
+    title = w.HTML(f"<div style='line-height:1.4'><b>{prompt}</b><br><small style='opacity:.7'>{rest} · "
+                   f"made in {take.seconds:.1f} s</small></div>", layout=w.Layout(flex="1 1 auto"))
     remove = w.Button(icon="times", tooltip="remove this take", layout=w.Layout(width="32px"))
     remove.on_click(lambda _: on_remove())
-    picture = w.Image(value=take_figure(take), format="png", layout=w.Layout(width="62%", object_fit="contain"))
-    player = w.HTML(take_player(take), layout=w.Layout(flex="1 1 auto", margin="0 0 0 12px"))
-    return w.VBox([w.HBox([title, remove]), w.HBox([picture, player], layout=w.Layout(align_items="center"))],
+    picture = w.Image(value=take_figure(take), format="png", layout=w.Layout(width="100%"))
+    sound = w.GridBox([picture, w.HTML(take_player(take))],
+                      layout=w.Layout(grid_template_columns="minmax(0, 1fr) 304px", grid_gap="8px", align_items="center"))
+    return w.VBox([w.HBox([title, remove]), sound],
                   layout=w.Layout(border="1px solid #8884", padding="4px 10px", margin="6px 0 0 0"))
 
 # %% ../nbs/15_studio.ipynb #0551bf69
@@ -228,7 +233,8 @@ class Playground:
         model, # AudioGen, or anything with its `generate` and `sample_rate`
     ):
         import ipywidgets as w
-        self.model, self.settings, self.run, self.history, self.job = model, Settings(), RunBar(), History(), None
+        self.model, self.job = model, None
+        self.settings, self.run, self.history = Settings(model.generation), RunBar(), History()
         self.run.start.on_click(lambda _: self.generate())
         self.run.halt.on_click(lambda _: self.job.stop())
         self.settings.prompt.on_msg(lambda _, message, __: message.get("event") == "submit" and self.generate())   # Enter

@@ -16,3 +16,28 @@ os.environ.setdefault("MPLBACKEND", "agg")
 def root() -> Path:
     "The project's folder"
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    "An untrained model of a few thousand parameters: obeys every rule, makes noise"
+    import torch
+    from audiogen_nb import AudioGen, AudioLM, Codec
+    from audiogen_nb.audiogen import POCKET, Generation
+    from audiogen_nb.text import load_text_encoder
+    torch.manual_seed(0)
+    return AudioGen(Codec(Codec.preset("tiny")), AudioLM(AudioLM.preset("tiny")), load_text_encoder(POCKET / "text"),
+                    Generation(duration=0.5, max_duration=1.0))
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny, tmp_path_factory):
+    "The folder that it was saved to"
+    return tiny.save_pretrained(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def pocket():
+    "The bundled model"
+    from audiogen_nb import AudioGen
+    return AudioGen.from_pretrained("pocket")

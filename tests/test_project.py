@@ -1,4 +1,5 @@
 """The project itself: exports, notebooks, README, modules and packaging are what they should be."""
+import ast
 import importlib.util
 import json
 import os
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -69,11 +71,9 @@ def test_notebook_is_clean(name):
     assert text == script("clean").clean_text(text), f"{name} is not clean; run `make clean-notebooks`"
     assert len(text.encode()) <= 200_000, f"{name} is {len(text.encode()) // 1000} kB, at most 200; use smaller pictures"
     for i, cell in enumerate(json.loads(text)["cells"]):
-        where = f"{name}, cell {i}"
-        dump = json.dumps(cell)
-        assert not cell["metadata"], f"{where} has metadata; run `make clean-notebooks`"
-        assert "<audio" not in json.dumps(cell.get("outputs", [])), f"{where} holds a player; run `make clean-notebooks`"
-        assert "widget-view" not in dump or "outputs" not in cell or "widget-view" not in json.dumps(cell["outputs"]), where
+        where, outputs = f"{name}, cell {i}", json.dumps(cell.get("outputs", []))
+        for sign in ("<audio", "widget-view+json"):
+            assert sign not in outputs, f"{where} holds {sign}; run `make clean-notebooks`"
         assert not any(o["output_type"] == "error" for o in cell.get("outputs", [])), f"{where} ends in an error"
         found = ABSOLUTE.search("".join(cell["source"])) or ABSOLUTE.search(_text_outputs(cell))
         assert not found, f"{where} has an absolute path near {found.group(0)!r}; use a relative or temporary one"
@@ -86,6 +86,26 @@ def _text_outputs(cell) -> str:
         data = output.get("data", {"text/plain": output.get("text", "")})
         parts += ["".join(v) for k, v in data.items() if k.startswith("text/")]
     return "\n".join(parts)
+
+
+def _imports(name) -> set:
+    "Top-level packages that a notebook imports"
+    cells = [c for c in json.loads((ROOT / name).read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+    lines = [re.sub(r"^(\s*)[%!].*", r"\1pass", line) for c in cells for line in ("".join(c["source"]) + "\n").splitlines()]
+    nodes = [node for node in ast.walk(ast.parse("\n".join(lines)))]
+    found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    found |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0}
+    return {module.split(".")[0] for module in found}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notebook_imports_only_what_make_lab_installs(name):
+    settings = ConfigParser(delimiters=["="])
+    settings.read(ROOT / "settings.ini")
+    wanted = f"{settings['DEFAULT']['requirements']} {settings['DEFAULT']['notebooks_requirements']}"
+    installed = {re.split(r"[<>=!~\[]", word)[0].replace("-", "_") for word in wanted.split()}
+    extra = _imports(name) - installed - set(sys.stdlib_module_names) - {"audiogen_nb", "IPython"}
+    assert not extra, f"{name} imports {extra}, which `make lab` does not install; see notebooks_requirements in settings.ini"
 
 
 @pytest.fixture(scope="session")
@@ -110,6 +130,12 @@ def test_notebook_runs(name, executions):
 
 def test_readme_is_made_from_the_index():
     assert (ROOT / "README.md").read_text(encoding="utf-8") == script("readme").readme(), "README.md is old; run `make readme`"
+
+
+def test_the_front_page_leads_to_every_chapter():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    missing = [name for name in NAMES if re.match(r"nbs/\d\d_", name) and f"({name})" not in text]
+    assert not missing, f"index.ipynb does not link {missing}"
 
 
 @pytest.mark.parametrize("name", ["README.md", *NAMES])

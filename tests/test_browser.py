@@ -1,0 +1,119 @@
+"""The front page in a real browser: run it, type, press Generate, listen, press Stop."""
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium here: apt-get install chromium")
+
+DURATION = 2.0     # seconds, what the page is asked for
+DECODE = """async () => {
+    const response = await fetch(document.querySelector('.widget-html audio').src)
+    const sound = await new AudioContext().decodeAudioData(await response.arrayBuffer())
+    const x = sound.getChannelData(0)
+    return {duration: sound.duration, rms: Math.sqrt(x.reduce((sum, v) => sum + v * v, 0) / x.length)}
+}"""
+
+
+@pytest.fixture(scope="module")
+def lab(root, tmp_path_factory):
+    "Address of a JupyterLab over a copy of the book, with settings of its own"
+    home = tmp_path_factory.mktemp("lab")
+    book = home / "book"
+    shutil.copytree(root / "nbs", book / "nbs", ignore=shutil.ignore_patterns(".*", "__pycache__"))
+    shutil.copy(root / "index.ipynb", book)
+    quiet = home / "config/lab/user-settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
+    quiet.parent.mkdir(parents=True)
+    quiet.write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True}))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    places = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime", "IPYTHONDIR": "ipython"}
+    environment = {**os.environ, **{key: str(home / place) for key, place in places.items()}, "OMP_NUM_THREADS": "2"}
+    environment.pop("MPLBACKEND", None)
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
+               "--ServerApp.port_retries=0", "--IdentityProvider.token=", f"--ServerApp.root_dir={book}"]
+    with open(home / "log", "w") as log:
+        server = subprocess.Popen(command, cwd=book, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        for _ in range(240):
+            assert server.poll() is None, (home / "log").read_text()[-2000:]
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=5).read()
+                break
+            except OSError:
+                time.sleep(0.25)
+        else:
+            raise AssertionError((home / "log").read_text()[-2000:])
+        yield f"http://127.0.0.1:{port}/lab/tree/index.ipynb?reset"
+    finally:
+        server.terminate()
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+
+
+@pytest.fixture(scope="module")
+def page(lab):
+    "The front page, every cell run"
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[
+            "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"])
+        page = browser.new_page(viewport={"width": 1200, "height": 900})
+        page.set_default_timeout(120_000)
+        page.goto(lab)
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        yield page
+        browser.close()
+
+
+def set_seconds(page, seconds):
+    "Type a value into the number beside the slider"
+    page.locator(".widget-hslider:has-text('seconds') .widget-readout").click()
+    page.keyboard.press("Control+A")
+    page.keyboard.type(str(seconds))
+    page.keyboard.press("Enter")
+
+
+def test_prompt_to_sound_in_the_browser(page, tmp_path):
+    prompt = page.get_by_placeholder("what do you want to hear?")
+    prompt.scroll_into_view_if_needed()
+    prompt.fill("a dog barks in the rain")
+    set_seconds(page, DURATION)
+    page.get_by_role("button", name="Generate", exact=True).click()
+    page.wait_for_selector(".widget-html audio")
+    player = page.locator(".widget-html audio").first
+    page.wait_for_function("document.querySelector('.widget-html audio').readyState >= 1")
+    assert abs(player.evaluate("audio => audio.duration") - DURATION) < 0.1
+    decoded = page.evaluate(DECODE)
+    assert abs(decoded["duration"] - DURATION) < 0.1 and decoded["rms"] > 0.003, decoded
+    assert page.get_by_text("1 take, newest first").is_visible()
+    player.scroll_into_view_if_needed()
+    page.screenshot(path=tmp_path / "take.png")
+
+
+def test_stop_in_the_browser_keeps_the_history(page, tmp_path):
+    page.get_by_placeholder("what do you want to hear?").fill("wind")
+    set_seconds(page, 4.0)
+    page.get_by_role("button", name="Generate", exact=True).click()
+    page.get_by_text("step ").first.wait_for()
+    page.get_by_role("button", name="Stop", exact=True).click()
+    page.get_by_text("stopped at step").wait_for()
+    assert page.get_by_role("button", name="Generate", exact=True).is_enabled()
+    assert page.locator(".widget-html audio").count() == 1
+    page.screenshot(path=tmp_path / "stopped.png")
+
+
+def test_nothing_on_the_page_ended_in_an_error(page):
+    assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr'] >> text=Traceback").count() == 0
+    assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']").count() == 0
