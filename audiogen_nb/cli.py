@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'codec_app', 'check_destination', 'numbered', 'main', 'generate_command', 'encode_command', 'decode_command',
-           'fetch_recordings_command', 'fit_codec_command', 'fit_lm_command', 'lab_command']
+           'fetch_recordings_command', 'fit_codec_command', 'fit_lm_command', 'evaluate_command', 'lab_command']
 
 # %% ../nbs/18_cli.ipynb #e7ecf8ee
 import sys
@@ -45,8 +45,8 @@ def numbered(
     return [path] if n == 1 else [path.with_stem(f"{path.stem}-{i:0{width}}") for i in range(1, n + 1)]
 
 # %% ../nbs/18_cli.ipynb #12281d44
-app = typer.Typer(help="AudioGen: text to audio.", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-codec_app = typer.Typer(help="Sound files to codes and back.", rich_markup_mode=None)
+_plain = dict(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app, codec_app = typer.Typer(help="AudioGen: text to audio.", **_plain), typer.Typer(help="Sound files to codes and back.", **_plain)
 app.add_typer(codec_app, name="codec")
 
 # %% ../nbs/18_cli.ipynb #a5dfdcd3
@@ -80,7 +80,7 @@ def _check_request(texts, prompt_audio, duration, guidance_scale, temperature, t
     if duration is not None and not duration > 0:
         raise ValueError(f"duration must be above 0 seconds, got {duration}")
     given = dict(guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p)
-    check_sampling(**{name: (1 if name == "temperature" else 0) if value is None else value for name, value in given.items()})
+    check_sampling(**{name: float(name == "temperature") if value is None else value for name, value in given.items()})
 
 # %% ../nbs/18_cli.ipynb #2b6743a0
 @app.command("generate")
@@ -111,7 +111,7 @@ def _generate(name, texts, paths, prompt_audio, settings):
     import secrets
 
     from audiogen_nb.audiogen import AudioGen
-    from audiogen_nb.sound import load_audio, resample, save_audio
+    from audiogen_nb.sound import load_audio, save_audio
     sound = prompt_audio and load_audio(prompt_audio)                    # a bad file is refused before the model is loaded
     if settings["seed"] is None:
         settings["seed"] = secrets.randbelow(100_000)
@@ -120,8 +120,8 @@ def _generate(name, texts, paths, prompt_audio, settings):
     for i in range(0, len(paths), 8):
         batch = texts[i : i + 8] or None
         if sound:
-            prompt = resample(*sound, model.sample_rate).expand(len(batch or [None]), 1, -1)     # (B, 1, T)
-            audio = model.continuation(prompt, model.sample_rate, batch, **settings)
+            prompt, rate = sound[0].expand(len(batch or [None]), 1, -1), sound[1]               # (B, 1, T)
+            audio = model.continuation(prompt, rate, batch, **settings)
         else:
             audio = model.generate(batch, **settings)
         for path, one in zip(paths[i:], audio):
@@ -221,6 +221,23 @@ def fit_lm_command(
     fit_lm_from_config(config, codec_run, codec_config, out, progress=not quiet)
     print(out / "model")
 
+# %% ../nbs/18_cli.ipynb #ee4978c3
+@app.command("evaluate")
+def evaluate_command(
+    model: Annotated[str, typer.Option(help="'pocket', a folder, or a hub id.")] = "pocket",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Report to write: .json.")] = Path("report.json"),
+    recordings: Annotated[Path | None, typer.Option(help="What `fetch-recordings` filled.")] = None,
+    seed: Annotated[list[int], typer.Option(help="Seed of a round of sounds; may be given several times.")] = [0, 1, 2],
+    guidance_scale: Annotated[list[float], typer.Option(help="May be given several times.")] = [1.0, 3.0],
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing report.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars, no tables.")] = False,
+):
+    "Judge a model: listener, prompt adherence, codec, speed; writes a report."
+    check_destination(out, force, (".json",))
+    from audiogen_nb.evaluate import evaluate_model
+    evaluate_model(model, out, recordings, tuple(seed), tuple(guidance_scale), overwrite=True, progress=not quiet)
+    print(out)
+
 # %% ../nbs/18_cli.ipynb #93d158cd
 @app.command("lab", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def lab_command(
@@ -231,7 +248,7 @@ def lab_command(
     import subprocess
     from importlib.util import find_spec
     if not (folder / "index.ipynb").is_file():
-        raise FileNotFoundError(f"no index.ipynb in {folder.resolve()}; call this in a clone of the book, or pass its --folder")
+        raise FileNotFoundError(f"no index.ipynb in {folder.resolve()}; call this in a clone of the book, or pass --folder")
     if find_spec("jupyterlab") is None:
         raise ValueError("JupyterLab is not installed; run `make lab`, or pip install -e '.[notebooks]'")
     return subprocess.call([sys.executable, "-m", "jupyterlab", "index.ipynb", *context.args], cwd=folder)

@@ -7,6 +7,7 @@ __all__ = ['take_label', 'Take', 'make_take', 'take_figure', 'take_player', 'Sto
            'History', 'Playground', 'playground']
 
 # %% ../nbs/15_studio.ipynb #35ddd5c3
+import html
 import secrets
 import threading
 import time
@@ -119,21 +120,27 @@ class Job:
         self._on_end(result, error)
 
 # %% ../nbs/15_studio.ipynb #1b737606
+def _slider(name, value, low, high, step):
+    "A labelled slider; a whole step makes it a slider of whole numbers"
+    import ipywidgets as w
+    kind, look = (w.IntSlider, {}) if isinstance(step, int) else (w.FloatSlider, {"readout_format": ".1f"})
+    return kind(value, min=low, max=high, step=step, description=name, style={"description_width": "88px"},
+                layout=w.Layout(width="auto"), **look)
+
+# %% ../nbs/15_studio.ipynb #b7a0a2e9
 class Settings:
     "A prompt box and one control per setting"
     def __init__(self,
         defaults, # of the model: its `generation`
     ):
         import ipywidgets as w
-        look = {"style": {"description_width": "88px"}, "layout": w.Layout(width="auto")}
-        slider = {"readout_format": ".1f", **look}
         self.prompt = w.Text(placeholder="what do you want to hear?", layout=w.Layout(flex="1 1 auto", width="auto"))
-        self.duration = w.FloatSlider(defaults.duration, min=0.5, max=defaults.max_duration, step=0.5, description="seconds", **slider)
-        self.guidance = w.FloatSlider(defaults.guidance_scale, min=0, max=8, step=0.5, description="guidance", **slider)
-        self.temperature = w.FloatSlider(defaults.temperature, min=0.1, max=2, step=0.1, description="temperature", **slider)
-        self.top_k = w.IntSlider(defaults.top_k, min=0, max=500, step=10, description="top-k", **look)
+        self.duration = _slider("seconds", defaults.duration, 0.5, defaults.max_duration, 0.5)
+        self.guidance = _slider("guidance", defaults.guidance_scale, 0.0, 8.0, 0.5)
+        self.temperature = _slider("temperature", defaults.temperature, 0.1, 2.0, 0.1)
+        self.top_k = _slider("top-k", defaults.top_k, 0, 500, 10)
         self.seed = w.BoundedIntText(0, min=0, max=2**31 - 1, description="seed", disabled=True,
-                                     style={"description_width": "40px"}, layout=look["layout"])
+                                     style={"description_width": "40px"}, layout=w.Layout(width="auto"))
         self.random = w.Checkbox(True, description="new seed each time", indent=False, layout=w.Layout(margin="2px 0 0 6px"))
         w.jslink((self.random, "value"), (self.seed, "disabled"))
         self.widget = w.GridBox([self.duration, self.guidance, self.seed, self.temperature, self.top_k, self.random],
@@ -170,7 +177,6 @@ class RunBar:
 
     def say(self, text: str, wrong: bool = False):
         "Show one sentence, in red if something is wrong"
-        import html
         self.line.value = f"<span style='color:{'#c62828' if wrong else 'inherit'}'>{html.escape(text)}</span>"
 
 # %% ../nbs/15_studio.ipynb #b9585774
@@ -179,8 +185,6 @@ def take_card(
     on_remove: Callable[[], None], # called when its x is pressed
 ): # a widget
     "A card: label, picture, player and a remove button"
-    import html
-
     import ipywidgets as w
     prompt = take.settings["prompt"] or "(no words)"
     prompt, rest = (html.escape(part) for part in (prompt, take.label.removeprefix(prompt + " · ")))
@@ -230,7 +234,7 @@ def _ending(take, error, last):
 class Playground:
     "Prompt, settings, Generate and Stop, a progress bar, and the history of takes"
     def __init__(self,
-        model, # AudioGen, or anything with its `generate` and `sample_rate`
+        model, # AudioGen, or anything with its `generate`, `generation` and `sample_rate`
     ):
         import ipywidgets as w
         self.model, self.job = model, None
@@ -243,24 +247,20 @@ class Playground:
 
     def generate(self):
         "Make a take from the settings, in the background; nothing happens while one is being made"
-        if self.run.start.disabled: return
-        settings = self.settings.read()
-        self.run.busy(True)
-        self.run.say("starting ...")
-        self.job = Job(lambda callback: make_take(self.model, **settings, callback=callback), self.run.step, self._end)
+        if not self.run.start.disabled:
+            self.run.busy(True)
+            settings = self.settings.read()
+            self.job = Job(lambda callback: make_take(self.model, **settings, callback=callback), self.run.step, self._end)
 
     def _end(self, take, error):
-        try:
-            if take: self.history.add(take)
-        except Exception as e: error = e
+        if take:
+            self.settings.seed.value = take.settings["seed"]
+            self.history.add(take)
         self.run.bar.value = 0
-        if take: self.settings.seed.value = take.settings["seed"]
         self.run.say(*_ending(take, error, self.run.last))
         self.run.busy(False)
 
-    def _ipython_display_(self):
-        from IPython.display import display
-        display(self.widget)
+    def _repr_mimebundle_(self, **kwargs): return self.widget._repr_mimebundle_(**kwargs)
 
 # %% ../nbs/15_studio.ipynb #e5f3fdf2
 def playground(

@@ -83,6 +83,7 @@ def test_an_existing_file_is_kept_unless_forced(tiny_folder, tmp_path):
     (["generate", "rain", "--top-k", "5", "--top-p", "0.5"], "cannot both be used"),
     (["generate", "rain", "--seed", "-1"], "--seed"),
     (["generate", "rain", "--prompt-audio", "none.wav"], "no sound file at none.wav"),
+    (["evaluate", "-o", "report.txt"], ".json"),
     (["codec", "encode", "none.wav", "a.safetensors"], "no sound file at none.wav"),
     (["codec", "encode", "none.wav", "a.wav"], ".safetensors"),
     (["codec", "decode", "none.safetensors", "a.wav"], "no file of codes"),

@@ -133,10 +133,11 @@ def test_distilling_a_tiny_bert(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path / "bert")
     made = distill_pocket_text(tmp_path / "bert", tmp_path / "text", dim=4, words={"meow": "cat", "downpour": "rain"})
     rows = dict(zip(made.vocab, made.table))
-    assert torch.equal(rows["meow"], rows["meows"]) and "[PAD]" not in rows and not rows["[UNK]"].any()
+    meow, meows = rows["meow"].float(), rows["meows"].float()  # one gloss, one direction; the importance differs
+    assert torch.cosine_similarity(meow, meows, dim=0) > 0.999 and "[PAD]" not in rows and not rows["[UNK]"].any()
     assert made.width == 12 and torch.equal(load_text_encoder(tmp_path / "text").table, made.table)
     other = distill_pocket_text(tmp_path / "bert", tmp_path / "text2", dim=4, words={"meow": "cat"}, prefix="a dog")
-    assert not torch.equal(other.table, made.table[:len(other.table)])
+    assert not torch.equal(other.table, made.table[:len(other.table)])  # another phrase, another reading
 
 
 def test_t5_states(t5):
