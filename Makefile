@@ -55,7 +55,7 @@ clean: ## remove .venv and build leftovers
 
 $(BIN)/python:
 	@echo "making $(VENV) with $$($(PYTHON) --version)"
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 # The editable installs below include the plain one, so that one is skipped where they are.
 $(VENV)/.demo: $(CONFIG) $(LIBRARY) | $(BIN)/python

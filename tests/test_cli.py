@@ -9,27 +9,41 @@ import time
 import pytest
 import torch
 
+from audiogen_nb.cli import main
 from audiogen_nb.sound import level_db, load_audio, save_audio
 
-START = [sys.executable, "-c", "import sys; from audiogen_nb.cli import main; sys.exit(main())"]
+PROGRAM = [sys.executable, "-c", "import sys; from audiogen_nb.cli import main; sys.exit(main())"]
 
 
-def call(*argv, cwd=None):
-    "Exit code, stdout, stderr"
-    done = subprocess.run([*START, *map(str, argv)], cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
-    return done.returncode, done.stdout, done.stderr
+@pytest.fixture
+def call(capsys):
+    "Call the command line here; exit code, stdout, stderr"
+    def call(*argv):
+        capsys.readouterr()
+        return main([str(a) for a in argv]), *capsys.readouterr()
+    return call
 
 
-def refused(*argv, cwd=None) -> str:
+@pytest.fixture
+def refused(call):
     "The one line that a refused command prints"
-    code, out, err = call(*argv, cwd=cwd)
-    assert code == 2 and out == "", (code, out, err)
-    assert len(err.splitlines()) == 1 and err.startswith("audiogen-nb: "), err
-    return err
+    def refused(*argv) -> str:
+        code, out, err = call(*argv)
+        assert code == 2 and out == "", (code, out, err)
+        assert len(err.splitlines()) == 1 and err.startswith("audiogen-nb: "), err
+        return err
+    return refused
+
+
+def test_the_program_in_a_process_of_its_own(tmp_path):
+    done = subprocess.run([*PROGRAM, "generate", "rain", "-o", "nowhere/a.wav"], cwd=tmp_path, stdin=subprocess.DEVNULL,
+                          capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1, done
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg"])
-def test_generate_writes_what_the_library_generates(tiny, tiny_folder, tmp_path, name):
+def test_generate_writes_what_the_library_generates(call, tiny, tiny_folder, tmp_path, name):
     code, out, err = call("generate", "rain", "--model", tiny_folder, "--out", tmp_path / name, "--seed", 3)
     assert code == 0 and out.strip() == str(tmp_path / name), err
     assert "step" in err                                        # the bar
@@ -40,7 +54,7 @@ def test_generate_writes_what_the_library_generates(tiny, tiny_folder, tmp_path,
         assert (audio - expected.clamp(-1, 1)).abs().max() < 1 / 2**14
 
 
-def test_several_texts_make_numbered_files_independent_of_each_other(tiny, tiny_folder, tmp_path):
+def test_several_texts_make_numbered_files_independent_of_each_other(call, tiny, tiny_folder, tmp_path):
     texts = [f"sound {i}" for i in range(10)]
     code, out, err = call("generate", *texts, "--model", tiny_folder, "-o", tmp_path / "a.wav", "--seed", 3, "--duration", 0.2, "--quiet")
     assert code == 0 and err == ""
@@ -49,7 +63,7 @@ def test_several_texts_make_numbered_files_independent_of_each_other(tiny, tiny_
     assert (load_audio(tmp_path / "a-10.wav")[0] - last.clamp(-1, 1)).abs().max() < 1e-3
 
 
-def test_continuation_keeps_the_prompt(tiny, tiny_folder, tmp_path):
+def test_continuation_keeps_the_prompt(call, tiny, tiny_folder, tmp_path):
     start = save_audio(tmp_path / "start.wav", 0.1 * torch.randn(1, 8000, generator=torch.Generator().manual_seed(0)), 16_000)
     code, _, err = call("generate", "--prompt-audio", start, "--model", tiny_folder, "-o", tmp_path / "a.wav",
                         "--duration", 1, "--seed", 0, "--quiet")
@@ -58,7 +72,7 @@ def test_continuation_keeps_the_prompt(tiny, tiny_folder, tmp_path):
     assert (load_audio(tmp_path / "a.wav")[0] - expected.clamp(-1, 1)).abs().max() < 1e-3
 
 
-def test_an_existing_file_is_kept_unless_forced(tiny_folder, tmp_path):
+def test_an_existing_file_is_kept_unless_forced(call, refused, tiny_folder, tmp_path):
     path = save_audio(tmp_path / "a.wav", torch.zeros(1, 100), 16_000)
     before = path.read_bytes()
     assert "--force" in refused("generate", "rain", "-o", path, "--model", "no/model")
@@ -92,17 +106,17 @@ def test_an_existing_file_is_kept_unless_forced(tiny_folder, tmp_path):
     (["generate", "rain", "--loud"], "--loud"),
     (["sing"], "sing"),
 ])
-def test_bad_input_is_one_line_before_any_model_is_loaded(argv, says, tmp_path):
+def test_bad_input_is_one_line_before_any_model_is_loaded(refused, argv, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     if argv[0] == "generate":
         argv = [*argv, "--model", "no/model"]        # would fail otherwise, with another sentence
-    assert says in refused(*argv, cwd=tmp_path)
+    assert says in refused(*argv)
     assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("model", ["nowhere", "./nowhere"])
-def test_a_model_that_is_not_there(model, tmp_path):
-    err = call("generate", "rain", "--seed", 0, "--model", model, "-o", tmp_path / "a.wav")
-    assert err[0] == 2 and len(err[2].splitlines()) == 1 and model in err[2]
+def test_a_model_that_is_not_there(refused, model, tmp_path):
+    assert model in refused("generate", "rain", "--seed", 0, "--model", model, "-o", tmp_path / "a.wav")
 
 
 def test_ctrl_c_exits_130_and_leaves_nothing(tiny_folder, tmp_path):
@@ -110,7 +124,7 @@ def test_ctrl_c_exits_130_and_leaves_nothing(tiny_folder, tmp_path):
             "from audiogen_nb.cli import main; sys.exit(main())")
     argv = ["generate", "rain", "--model", str(tiny_folder), "-o", str(tmp_path / "a.wav")]
     process = subprocess.Popen([sys.executable, "-c", code, *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "on\n"
+    assert process.stdout.readline() == "on\n", process.communicate(timeout=30)
     time.sleep(0.2)
     os.kill(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=30)
@@ -118,7 +132,7 @@ def test_ctrl_c_exits_130_and_leaves_nothing(tiny_folder, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_codec_round_trip_keeps_length_and_equals_the_library(tiny, tiny_folder, tmp_path):
+def test_codec_round_trip_keeps_length_and_equals_the_library(call, tiny, tiny_folder, tmp_path):
     audio = 0.1 * torch.randn(1, 5001, generator=torch.Generator().manual_seed(1))
     save_audio(tmp_path / "a.wav", audio, 16_000)
     assert call("codec", "encode", tmp_path / "a.wav", tmp_path / "a.safetensors", "--model", tiny_folder)[0] == 0
@@ -128,21 +142,22 @@ def test_codec_round_trip_keeps_length_and_equals_the_library(tiny, tiny_folder,
     assert back.shape == saved.shape and (back - expected).abs().max() < 1e-3
 
 
-def test_codes_of_another_codec_are_refused(tiny_folder, tmp_path):
+def test_codes_of_another_codec_are_refused(call, refused, tiny_folder, tmp_path):
     save_audio(tmp_path / "a.wav", torch.zeros(1, 4000), 16_000)
     assert call("codec", "encode", tmp_path / "a.wav", tmp_path / "a.safetensors", "--model", tiny_folder)[0] == 0
     assert "another codec" in refused("codec", "decode", tmp_path / "a.safetensors", tmp_path / "b.wav", "--model", "pocket")
     assert "holds no codes" in refused("codec", "decode", tmp_path / "a.wav", tmp_path / "b.wav", "--model", "pocket")
 
 
-def test_the_bundled_model_makes_sound_without_a_network(tmp_path):
+def test_the_bundled_model_makes_sound_without_a_network(call, tmp_path):
     code, out, err = call("generate", "a dog barks", "-o", tmp_path / "a.wav", "--duration", 1, "--seed", 0, "--quiet")
     assert code == 0 and err == ""
     audio, rate = load_audio(tmp_path / "a.wav")
     assert audio.shape[-1] == rate and level_db(audio).item() > -60
 
 
-def test_help_and_no_arguments_show_the_commands():
+def test_help_and_no_arguments_show_the_commands(call, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["audiogen-nb"])
     for argv in [["--help"], []]:
         code, out, err = call(*argv)
         assert code == 0 and err == "" and "generate" in out and "codec" in out
@@ -153,11 +168,12 @@ def test_the_program_is_installed_under_its_name(root):
     assert "console_scripts = audiogen-nb=audiogen_nb.cli:main" in (root / "settings.ini").read_text()
 
 
-def test_the_commands_in_the_readme_work(root, tmp_path):
+def test_the_commands_in_the_readme_work(call, root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     text = (root / "README.md").read_text()
     commands = [shlex.split(line, comments=True) for line in text.splitlines() if line.startswith("audiogen-nb ")]
     assert len(commands) >= 3
     for _, *argv in commands:
-        code, out, err = call(*argv, cwd=tmp_path)
+        code, out, err = call(*argv)
         assert code == 0, (argv, err)
     assert "demo.wav" in text and (tmp_path / "two-2.flac").exists()
