@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from .codec import CodecConfig
 from .data import recording_credits
-from .fit import CodecTraining, codec_quality, load_checkpoint, read_config, training_clips
+from .fit import load_checkpoint, read_config, training_clips
 from .fit_lm import LMTraining, TokenCache, fit_lm, make_tokens
 from .lm import AudioLM, LMConfig
 from .sampling import check_sampling, generate

@@ -11,7 +11,7 @@ __all__ = ['step_generator', 'warmup_cosine', 'save_checkpoint', 'load_checkpoin
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
