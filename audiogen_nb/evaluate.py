@@ -357,6 +357,14 @@ def judge_clips(
     return row, confusions(labels, scores, listener.kinds)
 
 # %% ../nbs/13_evaluate.ipynb #3f353386
+def _judgements(listener, part, scale, audio):
+    "What the listener hears in generated sounds (B, 1, T), one record each"
+    scores = listener.judge(audio)
+    ranks = rank_of(scores, torch.tensor([listener.kinds.index(prompt.kind) for prompt, _ in part]))
+    return [{**prompt._asdict(), "guidance": scale, "seed": seed, "rank": rank, "heard": listener.kinds[best]}
+            for (prompt, seed), rank, best in zip(part, ranks.tolist(), scores.argmax(1).tolist())]
+
+# %% ../nbs/13_evaluate.ipynb #4c7dd57f
 def adherence(
     model: AudioGen,
     listener: Listener,
@@ -373,19 +381,11 @@ def adherence(
         raise ValueError(f"adherence needs prompts of kinds the listener knows, and seeds; it does not know {unknown or 'none'}")
     # every sound has a seed of its own, the same for all guidance scales
     items = [(prompt, 1000 * seed + i) for seed in seeds for i, prompt in enumerate(prompts)]
+    parts = [(scale, items[i : i + batch_size]) for scale in guidance_scales for i in range(0, len(items), batch_size)]
     judged = []
-    with tqdm(total=len(items) * len(guidance_scales), disable=not progress, desc="prompts") as bar:
-        for scale in guidance_scales:
-            for start in range(0, len(items), batch_size):
-                part = items[start : start + batch_size]
-                audio = model.generate([p.text for p, _ in part], duration, guidance_scale=scale,
-                                       seed=[seed for _, seed in part])
-                scores = listener.judge(audio)
-                labels = torch.tensor([listener.kinds.index(p.kind) for p, _ in part])
-                for (p, seed), row, rank in zip(part, scores, rank_of(scores, labels).tolist()):
-                    judged.append({**p._asdict(), "guidance": scale, "seed": seed, "rank": rank,
-                                   "heard": listener.kinds[row.argmax()]})
-                bar.update(len(part))
+    for scale, part in tqdm(parts, disable=not progress, desc="prompts"):
+        audio = model.generate([p.text for p, _ in part], duration, guidance_scale=scale, seed=[seed for _, seed in part])
+        judged += _judgements(listener, part, scale, audio)
     rows = []
     for wording in dict.fromkeys(p.wording for p in prompts):
         for scale in guidance_scales:
@@ -404,6 +404,7 @@ def format_table(
         for name in [name for name in row if f"{name}_low" in row]:
             low, high = row.pop(f"{name}_low"), row.pop(f"{name}_high")
             row[name] = f"{row[name]:.1%} ({low:.0%}–{high:.0%})"
+        row.update({name: f"{value:.1%}" for name, value in row.items() if name.startswith("chance")})
     columns = list(dict.fromkeys(name for row in rows for name in row))
     show = lambda value: f"{value:.4g}" if isinstance(value, float) else str(value)
     cells = [columns] + [[show(row.get(name, "")) for name in columns] for row in rows]
@@ -465,6 +466,20 @@ def opus_round_trip(
         return load_audio(back)[0], 8 * sum(audio_packets[headers:])
 
 # %% ../nbs/13_evaluate.ipynb #25833198
+def _codecs(codec, opus_kbps):
+    "Name -> function from audio (1, T) to a reconstruction and its bits"
+    def neural(audio):
+        codes = codec.encode(audio[None])
+        return codec.decode(codes)[0], codes.numel() * math.log2(codec.card)
+
+    found = {f"codec, {codec.n_q} x {codec.card} codes": neural}
+    if opus_kbps and not opus_available():
+        print("Opus is left out: opusenc and opusdec are not installed (Debian package opus-tools)", file=sys.stderr)
+        opus_kbps = ()
+    return found | {f"Opus, {kbps:g} kbit/s nominal":
+                    lambda audio, kbps=kbps: opus_round_trip(audio, codec.sample_rate, kbps) for kbps in opus_kbps}
+
+# %% ../nbs/13_evaluate.ipynb #b8642237
 def codec_table(
     codec: Codec, # in evaluation mode
     clips: Sequence[Clip], # held out; shorter ones than 1 s are padded with silence
@@ -473,17 +488,9 @@ def codec_table(
 ) -> list[dict]: # rows: name, kbit/s as counted, mel distance (0 is best), SI-SDR (dB)
     "Mel distance and SI-SDR of the codec and of Opus on the same clips; without opus-tools of the codec alone"
     rate = codec.sample_rate
-    def neural(audio):
-        codes = codec.encode(audio[None])
-        return codec.decode(codes)[0], codes.numel() * math.log2(codec.card)
-    codecs = {f"codec, {codec.n_q} x {codec.card} codes": neural}
-    if opus_available():
-        codecs |= {f"Opus, {kbps:g} kbit/s nominal": lambda audio, kbps=kbps: opus_round_trip(audio, rate, kbps) for kbps in opus_kbps}
-    elif opus_kbps:
-        print("Opus is left out: opusenc and opusdec are not installed (Debian package opus-tools)", file=sys.stderr)
     originals = [fit_length(clip.audio, max(rate, clip.audio.shape[-1])) for clip in clips]
     seconds, rows = sum(audio.shape[-1] for audio in originals) / rate, []
-    for name, round_trip in codecs.items():
+    for name, round_trip in _codecs(codec, opus_kbps).items():
         total, mel, ratio = 0, [], []
         for audio in tqdm(originals, disable=not progress, desc=name):
             rebuilt, bits = round_trip(audio)
@@ -553,39 +560,54 @@ def evaluate_model(
     progress: bool = True, # show bars, print the tables
 ) -> dict: # the report
     "Listener, prompt adherence, codec table and speed of a model; writes a JSON report"
-    out, start = Path(out), time.perf_counter()
-    if out.exists() and not overwrite:
-        raise FileExistsError(f"{out} exists; pass overwrite=True to replace it")
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"the folder {out.parent} does not exist; create it first")
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise ValueError(f"seeds must be one or more different numbers, got {list(seeds)}")
+    out, start = _check_request(out, seeds, overwrite), time.perf_counter()
     name = "given" if isinstance(model, AudioGen) else str(model)
     model = model if isinstance(model, AudioGen) else AudioGen.from_pretrained(model)
-    speed = bench_generate(model)
     recordings = read_recordings(recordings_folder, model.sample_rate)
+    speed = bench_generate(model)
     groups, held_out, toys = listener_clips(recordings)
     listener, prompts = trained_listener(groups, progress=progress), read_prompts()
-    rows, confused = [], {}
-    for label, clips, codec in (("held-out recordings", held_out, None), ("toys", toys, None),
-                                ("held-out recordings through the codec", held_out, model.codec),
-                                ("toys through the codec", toys, model.codec)):
-        row, confused[label] = judge_clips(label, listener, clips, codec)
-        rows.append(row)
+    rows, confused = _judge_real(listener, {"held-out recordings": held_out, "toys": toys}, model.codec)
     generated, judged = adherence(model, listener, prompts, guidance_scales, seeds, progress=progress)
-    for scale in guidance_scales:
-        pairs = [(j["kind"], j["heard"]) for j in judged if j["guidance"] == scale]
-        labels, heard = (torch.tensor([listener.kinds.index(kind) for kind in column]) for column in zip(*pairs))
-        confused[f"prompts, guidance {scale:g}"] = confusions(labels, F.one_hot(heard, len(listener.kinds)), listener.kinds)
     report = {"model": name, "n_parameters": model.n_parameters, "protocol": _protocol(model, listener, prompts, groups, seeds),
-              "accuracy": rows + generated, "codec": codec_table(model.codec, split_clips(recordings)[1], progress=progress), "speed": speed,
-              "confusions": confused, "judgements": judged}
+              "accuracy": rows + generated, "codec": codec_table(model.codec, split_clips(recordings)[1], progress=progress),
+              "speed": speed, "confusions": confused | _prompt_confusions(judged, listener.kinds), "judgements": judged}
     report["evaluation_seconds"] = round(time.perf_counter() - start, 1)
     with atomic_path(out) as temporary:
         temporary.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if progress:
         print(format_table(report["accuracy"]), format_table(report["codec"]), format_table([speed]), sep="\n\n")
     return report
+
+# %% ../nbs/13_evaluate.ipynb #6bc62613
+def _check_request(out, seeds, overwrite):
+    "The report's path; refuse what would fail after minutes of work"
+    out = Path(out)
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"{out} exists; pass overwrite=True to replace it")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"the folder {out.parent} does not exist; create it first")
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise ValueError(f"seeds must be one or more different numbers, got {list(seeds)}")
+    return out
+
+def _judge_real(listener, sets, codec):
+    "Rows and confusions of real clips, as they are and through the codec"
+    rows, confused = [], {}
+    for how, through in (("", None), (" through the codec", codec)):
+        for label, clips in sets.items():
+            row, confused[label + how] = judge_clips(label + how, listener, clips, through)
+            rows.append(row)
+    return rows, confused
+
+def _prompt_confusions(judged, kinds):
+    "Confusions of generated sounds, for each guidance scale"
+    found = {}
+    for scale in dict.fromkeys(j["guidance"] for j in judged):
+        pairs = [(kinds.index(j["kind"]), kinds.index(j["heard"])) for j in judged if j["guidance"] == scale]
+        labels, heard = torch.tensor(pairs).unbind(1)
+        found[f"prompts, guidance {scale:g}"] = confusions(labels, F.one_hot(heard, len(kinds)), kinds)
+    return found
 
 # %% ../nbs/13_evaluate.ipynb #8ccc4de6
 def _protocol(model, listener, prompts, groups, seeds):

@@ -197,9 +197,9 @@ def show(
     if axes is None:
         _, axes = plt.subplots(2, 1, figsize=(7, 2.6), dpi=72, sharex=True, layout="constrained",
                                gridspec_kw={"height_ratios": [1, 2]})
-    axes[0].plot(torch.linspace(0, seconds, audio.shape[-1]), audio[0], lw=0.4)
+    axes[0].plot(torch.linspace(0, seconds, audio.shape[-1]).numpy(), audio[0].numpy(), lw=0.4)
     axes[0].set(ylim=(-1, 1), title=title, yticks=[-1, 0, 1])
-    axes[1].imshow(log_mel(audio, sample_rate)[0], origin="lower", aspect="auto", extent=(0, seconds, 0, 64),
+    axes[1].imshow(log_mel(audio, sample_rate)[0].numpy(), origin="lower", aspect="auto", extent=(0, seconds, 0, 64),
                    vmin=-9, vmax=1, interpolation="nearest",
                    cmap=plt.get_cmap("magma", 24))                    # few colours: a noisy picture stays a small file
     axes[1].set(xlabel="seconds", ylabel="mel band", xlim=(0, seconds))

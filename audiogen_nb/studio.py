@@ -166,6 +166,8 @@ class RunBar:
     def busy(self, is_busy: bool):
         "Swap which of the two buttons can be pressed"
         self.start.disabled, self.halt.disabled = is_busy, not is_busy
+        if is_busy:
+            self.last = (0, 0)
 
     def step(self, step: int, n_steps: int):
         "Move the bar"
