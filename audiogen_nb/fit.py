@@ -86,7 +86,8 @@ def run_steps(
     checkpoint, log_file = folder / "checkpoint.pt", folder / "log.jsonl"
     done = load_checkpoint(checkpoint, parts) if checkpoint.exists() else 0
     log = read_log(folder)[:done]                              # steps after the checkpoint will be done again
-    log_file.write_text("".join(json.dumps(row) + "\n" for row in log))
+    with atomic_path(log_file) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in log))
     with open(log_file, "a") as out, tqdm(total=n_steps, initial=done, disable=not progress) as bar:
         for n in range(done, n_steps):
             row = step(n)
