@@ -10,6 +10,8 @@ cfg = config["DEFAULT"]
 
 notebooks = cfg["notebooks_requirements"].split()
 development = cfg["dev_requirements"].split()
+lora, captions = cfg["lora_requirements"].split(), cfg["captions_requirements"].split()
+book = notebooks + lora + captions        # the chapters use every extra
 licences = {"apache2": "Apache-2.0"}
 statuses = ["1 - Planning", "2 - Pre-Alpha", "3 - Alpha", "4 - Beta", "5 - Production/Stable"]
 
@@ -24,6 +26,6 @@ setup(
                  "Topic :: Multimedia :: Sound/Audio", "Topic :: Scientific/Engineering :: Artificial Intelligence"],
     packages=find_packages(include=[cfg["lib_name"], cfg["lib_name"] + ".*"]), package_data={cfg["lib_name"]: data},
     python_requires=">=" + cfg["min_python"], install_requires=cfg["requirements"].split(),
-    extras_require={"notebooks": notebooks, "dev": notebooks + development},
+    extras_require={"notebooks": book, "lora": lora, "captions": captions, "dev": book + development},
     entry_points={"console_scripts": cfg["console_scripts"].split()}, zip_safe=False,
 )

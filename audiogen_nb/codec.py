@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CODEC_PRESETS', 'TYPICAL_RMS', 'keep_variance', 'PaddedConv', 'ChannelNorm', 'TrimmedConvTranspose', 'ResidualUnit',
-           'SkipLSTM', 'CodecConfig', 'Encoder', 'Decoder']
+           'SkipLSTM', 'CodecConfig', 'Encoder', 'Decoder', 'receptive_field', 'count_parameters', 'geometry']
 
 # %% ../nbs/03_codec.ipynb #f0c276d9
 import math
@@ -40,6 +40,8 @@ class PaddedConv(nn.Module):
         super().__init__()
         conv = nn.Conv1d(in_channels, out_channels, kernel_size, stride)
         conv = keep_variance(conv, in_channels * kernel_size, gain)
+        if norm == "layer":                                    # silence needs some variance for the norm to divide by
+            nn.init.normal_(conv.bias, std=0.1)
         self.conv = weight_norm(conv) if norm == "weight" else conv
         self.norm = ChannelNorm(out_channels) if norm == "layer" else nn.Identity()
         self.stride, self.total = stride, kernel_size - stride
@@ -85,8 +87,9 @@ class ResidualUnit(nn.Module):
         norm: str = "weight", # "weight", "layer" or "none"
     ):
         super().__init__()
-        self.block = nn.Sequential(nn.ELU(), PaddedConv(channels, channels // 2, kernel_size, norm=norm),
-                                   nn.ELU(), PaddedConv(channels // 2, channels, 1, norm=norm))
+        inner = max(1, channels // 2)
+        self.block = nn.Sequential(nn.ELU(), PaddedConv(channels, inner, kernel_size, norm=norm),
+                                   nn.ELU(), PaddedConv(inner, channels, 1, norm=norm))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:        # (B, C, T) -> (B, C, T)
         return x + self.block(x)
@@ -122,7 +125,10 @@ class CodecConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "strides", tuple(self.strides))     # JSON gives lists
-        sizes = (self.sample_rate, self.n_filters, self.dimension, self.n_q, self.card, *self.strides)
+        sizes = (self.sample_rate, self.n_filters, self.dimension, self.n_q, self.card, self.kernel_size,
+                 self.residual_kernel_size, self.lstm_layers + 1, *self.strides)
+        if not all(isinstance(size, int) for size in sizes):
+            raise TypeError(f"every size of a codec must be a whole number, got {self}")
         if not self.strides or min(sizes) < 1:
             raise ValueError(f"every size of a codec must be at least 1, got {self}")
         if self.norm not in ("layer", "weight", "none"):
@@ -182,3 +188,31 @@ class Decoder(nn.Sequential):
         out_norm = "none" if c.norm == "layer" else c.norm
         super().__init__(*layers, nn.ELU(),
                          PaddedConv(width, 1, c.kernel_size, norm=out_norm, gain=TYPICAL_RMS))
+
+# %% ../nbs/03_codec.ipynb #0806b0b9
+def receptive_field(
+    c: CodecConfig,
+) -> int: # samples
+    "How many samples the convolutions of the encoder let one latent vector see; an LSTM adds the whole past"
+    field, step = c.kernel_size, 1                       # step: samples between neighbours at this depth
+    for stride in c.strides:
+        field += (c.residual_kernel_size - 1 + 2 * stride - 1) * step
+        step *= stride
+    return field + (c.kernel_size - 1) * step
+
+# %% ../nbs/03_codec.ipynb #16f97c37
+def count_parameters(
+    c: CodecConfig,
+) -> int: # of encoder, decoder and codebooks
+    "Size of a codec, without building it"
+    with torch.device("meta"):
+        nets = Encoder(c), Decoder(c)
+    return sum(p.numel() for net in nets for p in net.parameters()) + c.n_q * c.card * c.dimension
+
+# %% ../nbs/03_codec.ipynb #24f94c04
+def geometry(
+    c: CodecConfig,
+) -> dict[str, float]:
+    "What follows from a configuration: rates, what a frame sees, size"
+    return {"hop": c.hop_length, "frames/s": c.frame_rate, "streams": c.n_q, "codes": c.card, "kbit/s": c.bit_rate / 1000,
+            "sees ms": 1000 * receptive_field(c) / c.sample_rate, "million parameters": count_parameters(c) / 1e6}

@@ -1098,10 +1098,12 @@ class SoundFolder(Sequence):
         rows = _find_rows(self.root, manifest)
         self.skipped = {row.path: fault for row in rows if (fault := _look(row.path, sample_rate, scan))}
         self.rows = [row for row in rows if row.path not in self.skipped]
+        names = [f"{path.relative_to(self.root)} ({fault})" for path, fault in self.skipped.items()]
+        names = ", ".join(names[:20]) + (f" and {len(names) - 20} more, see .skipped" if len(names) > 20 else "")
         if not self.rows:
-            raise FileNotFoundError(f"{root} holds no usable sound ({len(rows)} found); it needs .wav, .flac, .ogg or .mp3")
+            raise FileNotFoundError(f"{root} holds no usable sound" + (f", {len(rows)} are of no use: {names}" if rows else "")
+                                    + "; it needs .wav, .flac, .ogg or .mp3")
         if self.skipped:
-            names = ", ".join(f"{path.relative_to(self.root)} ({fault})" for path, fault in self.skipped.items())
             warnings.warn(f"skipped {len(self.skipped)} of {len(rows)} files in {root}: {names}", stacklevel=2)
 
     def __len__(self) -> int:

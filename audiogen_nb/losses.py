@@ -7,6 +7,7 @@ __all__ = ['time_loss', 'MelScale', 'MelLoss', 'si_sdr', 'mel_distance']
 
 # %% ../nbs/05_losses.ipynb #436ef8cd
 import warnings
+from collections.abc import Sequence
 
 import torch
 import torchaudio
@@ -55,27 +56,31 @@ class MelLoss(nn.Module):
     "Multi-scale mel spectrogram loss: L1 + alpha * L2 at every window size"
     def __init__(self,
         sample_rate: int, # Hz
-        windows: tuple[int, ...] = tuple(2 ** i for i in range(5, 12)), # samples (paper: 2^5 ... 2^11)
+        windows: Sequence[int] = tuple(2 ** i for i in range(5, 12)), # samples (paper: 2^5 ... 2^11)
         n_mels: int = 64, # bands
         f_min: float = 0.0, # lower edge of the first band (Hz)
-        form: str = "log", # "log" (log magnitudes) or "audiocraft" (linear power + log power)
-        alpha: float = 1.0, # weight of the L2 term
+        form: str = "log", # "paper" (power), "audiocraft" (power and log power) or "log" (log magnitude)
+        alpha: float | Sequence[float] = 1.0, # weight of the L2 term, of all scales or of each
     ):
         super().__init__()
-        if form not in ("log", "audiocraft"):
-            raise ValueError(f"form must be 'log' or 'audiocraft', got {form!r}")
-        self.form, self.alpha = form, alpha
+        if form not in ("paper", "audiocraft", "log"):
+            raise ValueError(f"form must be 'paper', 'audiocraft' or 'log', got {form!r}")
+        self.form = form
+        self.alphas = [alpha] * len(windows) if isinstance(alpha, (int, float)) else list(alpha)
+        if len(self.alphas) != len(windows):
+            raise ValueError(f"alpha must be one number or one for each of {len(windows)} windows, got {len(self.alphas)}")
         self.scales = nn.ModuleList(MelScale(sample_rate, w, n_mels, f_min) for w in windows)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:     # (B, 1, T) twice -> ()
-        return sum(self._distance(scale(x), scale(y)) for scale in self.scales) / len(self.scales)
+        total = sum(self._distance(scale(x), scale(y), alpha) for scale, alpha in zip(self.scales, self.alphas))
+        return total / (len(self.scales) + (sum(self.alphas) if self.form == "audiocraft" else 0))
 
-    def _distance(self, a, b):
+    def _distance(self, a, b, alpha):                                        # mel power (B, n_mels, frames) twice
+        if self.form == "audiocraft":
+            return (a - b).abs().mean() + alpha * F.mse_loss((a + 1e-5).log10(), (b + 1e-5).log10())
         if self.form == "log":
-            a, b = (0.5 * (m + 1e-6).log() for m in (a, b))                  # power -> log magnitude
-            return (a - b).abs().mean() + self.alpha * (a - b).square().mean().add(1e-8).sqrt()
-        log_error = F.mse_loss((a + 1e-5).log10(), (b + 1e-5).log10())
-        return ((a - b).abs().mean() + self.alpha * log_error) / (1 + self.alpha)
+            a, b = (0.5 * (power + 1e-6).log() for power in (a, b))
+        return (a - b).abs().mean() + alpha * torch.linalg.vector_norm(a - b, dim=(1, 2)).mean() / a[0].numel() ** 0.5
 
 # %% ../nbs/05_losses.ipynb #39252a49
 def si_sdr(

@@ -24,8 +24,10 @@ def take_label(
 ) -> str:
     "The settings of a take in one line"
     prompt = settings["prompt"] or "(no words)"
+    extra = f" · not {settings['negative_prompt']}" if settings.get("negative_prompt") else ""
+    extra += f" · best of {settings['best_of']}" if settings.get("best_of", 1) > 1 else ""
     return (f"{prompt} · {settings['duration']:g} s · guidance {settings['guidance_scale']:g} · "
-            f"temperature {settings['temperature']:g} · top-k {settings['top_k']} · seed {settings['seed']}")
+            f"temperature {settings['temperature']:g} · top-k {settings['top_k']} · seed {settings['seed']}{extra}")
 
 # %% ../nbs/15_studio.ipynb #d2e07841
 @dataclass(eq=False)
@@ -51,6 +53,8 @@ def make_take(
     top_k: int | None = None, # choose among this many tokens; 0 is all of them
     seed: int | None = None, # None draws one and keeps it in the settings
     callback: Callable[[int, int], None] | None = None, # called with (step, n_steps)
+    negative_prompt: str | None = None, # what not to hear; empty is none
+    best_of: int = 1, # candidates, of which the one that the words explain best is kept
 ) -> Take:
     "Generate one sound and remember what made it"
     if isinstance(prompt, str) and not prompt.strip():
@@ -58,6 +62,7 @@ def make_take(
     how = dict(duration=duration, guidance_scale=guidance_scale, temperature=temperature, top_k=top_k)
     how = {name: getattr(model.generation, name) if value is None else value for name, value in how.items()}
     how["seed"] = secrets.randbelow(100_000) if seed is None else seed
+    how |= dict(negative_prompt=negative_prompt or None, best_of=best_of)
     start = time.perf_counter()
     audio = model.generate(prompt, **how, top_p=0.0, callback=callback)     # (1, 1, T)
     return Take(audio[0], model.sample_rate, dict(prompt=prompt, **how), time.perf_counter() - start)
@@ -135,7 +140,7 @@ class Settings:
     ):
         import ipywidgets as w
         self.prompt = w.Text(placeholder="what do you want to hear?", layout=w.Layout(flex="1 1 auto", width="auto"))
-        self.duration = _slider("seconds", defaults.duration, 0.5, defaults.max_duration, 0.5)
+        self.duration = _slider("seconds", defaults.duration, 0.5, defaults.limit, 0.5)
         self.guidance = _slider("guidance", defaults.guidance_scale, 0.0, 8.0, 0.5)
         self.temperature = _slider("temperature", defaults.temperature, 0.1, 2.0, 0.1)
         self.top_k = _slider("top-k", defaults.top_k, 0, 500, 10)
@@ -143,14 +148,19 @@ class Settings:
                                      style={"description_width": "40px"}, layout=w.Layout(width="auto"))
         self.random = w.Checkbox(True, description="new seed each time", indent=False, layout=w.Layout(margin="2px 0 0 6px"))
         w.jslink((self.random, "value"), (self.seed, "disabled"))
-        self.widget = w.GridBox([self.duration, self.guidance, self.seed, self.temperature, self.top_k, self.random],
+        self.negative = w.Text(placeholder="what not to hear", description="without", layout=w.Layout(width="auto"),
+                               style={"description_width": "88px"})
+        self.best_of = _slider("best of", 1, 1, 8, 1)
+        self.widget = w.GridBox([self.duration, self.guidance, self.seed, self.temperature, self.top_k, self.random,
+                                 self.negative, self.best_of],
                                 layout=w.Layout(grid_template_columns="1fr 1fr 200px", grid_gap="2px 10px"))
 
     def read(self) -> dict: # the arguments of `make_take`
         "The settings as they stand; the seed is None while it is to be drawn"
         return dict(prompt=self.prompt.value, duration=self.duration.value, guidance_scale=self.guidance.value,
                     temperature=self.temperature.value, top_k=self.top_k.value,
-                    seed=None if self.random.value else self.seed.value)
+                    seed=None if self.random.value else self.seed.value,
+                    negative_prompt=self.negative.value.strip() or None, best_of=self.best_of.value)
 
 # %% ../nbs/15_studio.ipynb #54b36f68
 class RunBar:

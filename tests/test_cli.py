@@ -96,6 +96,11 @@ def test_an_existing_file_is_kept_unless_forced(call, refused, tiny_folder, tmp_
     (["generate", "rain", "--top-p", "2"], "top_p"),
     (["generate", "rain", "--top-k", "5", "--top-p", "0.5"], "cannot both be used"),
     (["generate", "rain", "--seed", "-1"], "--seed"),
+    (["generate", "rain", "--best-of", "0"], "--best-of"),
+    (["generate", "--prompt-audio", "none.wav", "--best-of", "2"], "--best-of"),
+    (["generate", "rain", "--negative-prompt", " "], "--negative-prompt"),
+    (["generate", "rain", "--negative-prompt", "wind", "--guidance-scale", "1"], "--guidance-scale above 1"),
+    (["fit-lora", "nowhere", "--out", "run"], "no folder nowhere"),
     (["generate", "rain", "--prompt-audio", "none.wav"], "no sound file at none.wav"),
     (["evaluate", "-o", "report.txt"], ".json"),
     (["codec", "encode", "none.wav", "a.safetensors"], "no sound file at none.wav"),
@@ -120,7 +125,7 @@ def test_a_model_that_is_not_there(refused, model, tmp_path):
 
 
 def test_ctrl_c_exits_130_and_leaves_nothing(tiny_folder, tmp_path):
-    code = ("import sys, time, audiogen_nb.audiogen as a; a.generate = lambda *_, **__: (print('on', flush=True), time.sleep(60)); "
+    code = ("import sys, time, audiogen_nb.audiogen as a; a.AudioGen._frames = lambda *_, **__: (print('on', flush=True), time.sleep(60)); "
             "from audiogen_nb.cli import main; sys.exit(main())")
     argv = ["generate", "rain", "--model", str(tiny_folder), "-o", str(tmp_path / "a.wav")]
     process = subprocess.Popen([sys.executable, "-c", code, *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

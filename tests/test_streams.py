@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from audiogen_nb.streams import DelayPattern, ParallelPattern, StreamPattern, get_pattern
+from audiogen_nb.streams import DelayPattern, FlattenPattern, ParallelPattern, StreamPattern, get_pattern
 
 REFERENCE = json.loads((Path(__file__).parent / "data" / "pattern.json").read_text())
-KINDS = [ParallelPattern, DelayPattern]
+KINDS = [ParallelPattern, DelayPattern, FlattenPattern]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -79,4 +79,13 @@ def test_errors_say_what_is_wrong():
 
 def test_names():
     assert type(get_pattern("delay", 4)) is DelayPattern and type(get_pattern("parallel", 1)) is ParallelPattern
+    assert type(get_pattern("flatten", 4)) is FlattenPattern
     assert DelayPattern(4).n_steps(500) == 504 and ParallelPattern(4).n_steps(500) == 501
+    assert FlattenPattern(4).n_steps(500) == 2001
+
+
+def test_flatten_writes_one_code_a_step_and_sees_all_before():
+    pattern = FlattenPattern(4)
+    assert pattern.valid(6).sum(0).tolist() == [0] + [1] * 24
+    assert sorted(pattern.steps(6).flatten().tolist()) == list(range(1, 25))
+    assert (pattern.steps(6).T.flatten().diff() == 1).all()  # frame after frame, stream after stream

@@ -15,13 +15,14 @@ def wait(app):
 def test_a_take_is_what_generate_gives_and_can_be_made_again(tiny):
     take = make_take(tiny, "rain", seed=3)
     assert torch.equal(take.audio, tiny.generate("rain", seed=3)[0])
-    assert take.settings == dict(prompt="rain", duration=0.5, guidance_scale=3.0, temperature=1.0, top_k=250, seed=3)
+    assert take.settings == dict(prompt="rain", duration=0.5, guidance_scale=3.0, temperature=1.0, top_k=250, seed=3,
+                                 negative_prompt=None, best_of=1)
     drawn = make_take(tiny, "rain")
     assert torch.equal(make_take(tiny, **drawn.settings).audio, drawn.audio)
 
 
 @pytest.mark.parametrize("change", [dict(prompt="wind"), dict(duration=0.25), dict(temperature=0.2), dict(top_k=2), dict(seed=4),
-                                    dict(guidance_scale=8.0)])
+                                    dict(guidance_scale=8.0), dict(negative_prompt="rain")])
 def test_every_setting_reaches_the_pocket_model(pocket, change):
     plain = dict(prompt="a dog barks", duration=0.5, guidance_scale=3.0, temperature=1.0, top_k=250, seed=3)
     a, b = make_take(pocket, **plain), make_take(pocket, **{**plain, **change})
@@ -43,7 +44,7 @@ def test_drawing_leaves_pyplot_alone(tiny):
 
 def test_settings_start_from_the_model_and_read_as_arguments(tiny):
     settings = Settings(tiny.generation)
-    assert settings.duration.max == 1.0 and settings.read()["duration"] == 0.5 and settings.read()["seed"] is None
+    assert settings.duration.max == tiny.generation.limit == 2.5 and settings.read()["duration"] == 0.5 and settings.read()["seed"] is None
     settings.random.value, settings.seed.value, settings.prompt.value = False, 9, "rain"
     assert make_take(tiny, **settings.read()).settings["seed"] == 9
 

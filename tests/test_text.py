@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import audiogen_nb
-from audiogen_nb.text import (HFTextEncoder, PocketTextEncoder, TextEncoder, check_texts, distill_pocket_text, drop_text,
-                              importance, load_text_encoder, pad_states, pocket_vocab, principal_directions, quantise_rows,
-                              read_sound_words, word_forms, word_pieces)
+from audiogen_nb.captions import CachedTextEncoder
+from audiogen_nb.distill import (distill_pocket_text, importance, pocket_vocab, principal_directions, quantise_rows,
+                                 read_sound_words, word_forms)
+from audiogen_nb.text import (HFTextEncoder, PocketTextEncoder, TextEncoder, check_texts, content_words, drop_text,
+                              load_text_encoder, pad_states, word_pieces)
 
 BUNDLED = Path(audiogen_nb.__file__).parent / "pocket" / "text"
 WORDS = "[PAD] [UNK] [CLS] [SEP] , a the of in sound dog bark rain down ##pour ##s ##ing cat bell".split()
@@ -68,8 +70,8 @@ def test_shapes_mask_and_null(pocket):
 def test_a_batch_mate_changes_nothing(pocket, t5):
     for encoder in (pocket, t5):
         alone, mask = encoder(["a dog"])
-        batch, _ = encoder(["a dog", "the bark of a cat", None])
-        assert torch.allclose(batch[0, :mask.sum()], alone[0], atol=1e-5)
+        batch, _ = encoder(["the bark of a cat", None, "a dog"])
+        assert torch.equal(batch[2, :mask.sum()], alone[0])
 
 
 def test_spelling_does_not_matter(pocket):
@@ -147,6 +149,104 @@ def test_t5_states(t5):
     ids = t5.tokenizer("a dog", return_tensors="pt").input_ids
     with torch.no_grad(): reference = t5.model(input_ids=ids).last_hidden_state
     assert torch.allclose(states[0, :4], reference[0], atol=1e-5)
+
+
+def test_t5_states_are_those_of_a_masked_padded_batch(t5):
+    texts = ["a dog", "the bark of a dog in the rain"]
+    t5.max_length = 20
+    states, mask = t5(texts)
+    t5.max_length = 8
+    batch = t5.tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        padded = t5.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+    assert torch.equal(mask, batch.attention_mask.bool())
+    assert torch.allclose(states, padded * mask[..., None], atol=1e-5)
+    assert [len(t5.tokens(text)) for text in texts] == mask.sum(1).tolist()
+
+
+def test_the_papers_normaliser(t5):
+    assert content_words("Two dogs are barking, 12 times!") == "two dog bark time"
+    assert content_words("the bells ring") == content_words("a bell is ringing")
+    for sound in ("fire", "saw", "click", "ring", "cry"):      # words that search engines' lists throw out
+        assert content_words(f"the {sound}") == {"saw": "see"}.get(sound, sound)
+    assert content_words("what is that") == "what is that"     # nothing would be left
+    lemmas = HFTextEncoder(t5.model, t5.tokenizer, max_length=8, normalise=True)
+    assert torch.equal(lemmas(["the dogs"])[0], t5(["dog"])[0]) and not torch.equal(t5(["the dogs"])[0], t5(["dog"])[0])
+
+
+def test_normaliser_round_trip_and_missing_package(t5, tmp_path):
+    lemmas = HFTextEncoder(t5.model, t5.tokenizer, max_length=8, normalise=True)
+    assert load_text_encoder(lemmas.save(tmp_path)).normalise
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["normalise"]                                    # written before there was the option
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert not load_text_encoder(tmp_path).normalise
+    code = "import sys, audiogen_nb.text as t; sys.modules['simplemma'] = None; t.content_words('dogs')"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "pip install simplemma" in run.stderr
+
+
+def test_fingerprints_tell_encoders_apart(pocket, t5):
+    assert pocket.fingerprint() == load_text_encoder(BUNDLED).fingerprint() != t5.fingerprint()
+    before = t5.fingerprint()
+    weight = next(t5.model.parameters())
+    weight.data[0, 0] += 1
+    changed = t5.fingerprint()
+    weight.data[0, 0] -= 1
+    assert changed != before and HFTextEncoder(t5.model, t5.tokenizer, max_length=9).fingerprint() != before
+
+
+class Counting(TextEncoder):
+    "Asks another encoder, and counts the captions"
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder, self.width, self.max_length, self.read = encoder, encoder.width, encoder.max_length, 0
+
+    def encode(self, texts):
+        self.read += len(texts)
+        return self.encoder.encode(texts)
+
+
+def test_cache_says_what_the_encoder_says_and_asks_once(t5, tmp_path):
+    batch, encoder = ["a dog", None, "the rain", "a dog"], Counting(t5)
+    for _ in range(2):
+        cached = CachedTextEncoder(encoder, tmp_path)
+        for mine, theirs in zip(cached(batch), t5(batch)):
+            assert torch.equal(mine, theirs)
+    assert encoder.read == 2 and (cached.width, cached.max_length) == (16, 8)
+    with pytest.raises(ValueError, match="at most 8"): cached(["dog " * 9])
+    assert torch.equal(load_text_encoder(cached.encoder.encoder.save(tmp_path / "text"))(["a dog"])[0], t5(["a dog"])[0])
+
+
+def test_cache_mends_damage_keeps_its_bound_and_knows_its_encoder(t5, pocket, tmp_path):
+    encoder = Counting(t5)
+    cached = CachedTextEncoder(encoder, tmp_path)
+    expected = cached(["a dog"])[0]
+    for damage in (b"", b"{}", cached.path("a dog").read_bytes()[:-5]):
+        cached.path("a dog").write_bytes(damage)
+        assert torch.equal(cached(["a dog"])[0], expected)
+    assert encoder.read == 4
+    assert CachedTextEncoder(pocket, tmp_path).folder != cached.folder
+    small = CachedTextEncoder(encoder, tmp_path / "small", max_bytes=3 * cached.path("a dog").stat().st_size)
+    for word in WORDS[4:]:
+        small([word])
+    kept = list(small.folder.iterdir())
+    assert 0 < len(kept) < len(WORDS[4:]) and sum(path.stat().st_size for path in kept) == small.n_bytes <= small.max_bytes
+    assert small.path(WORDS[-1]).exists()
+
+
+def test_training_with_an_expensive_encoder_reads_each_caption_once(pocket, tmp_path, monkeypatch):
+    from audiogen_nb.fit_lm import LMTraining, TokenCache, fit_lm
+    from audiogen_nb.lm import AudioLM
+    monkeypatch.setenv("AUDIOGEN_NB_CACHE", str(tmp_path / "cache"))
+    tokens = TokenCache(torch.randint(32, (6, 2, 20)).short(), [[f"sound {'abcdef'[i]}"] for i in range(6)])
+    encoder, settings = Counting(pocket), LMTraining(n_steps=4, batch_size=6, bfloat16=False, drop_text=0.0)
+    for slow, run in ((False, "plain"), (True, "cached"), (True, "again")):
+        encoder.slow, encoder.read = slow, 0
+        torch.manual_seed(0)
+        log = fit_lm(AudioLM(AudioLM.preset("tiny")), tokens, encoder, settings, tmp_path / run, progress=False)
+        if run == "plain": reference, asked = log, encoder.read
+        else: assert log == reference and encoder.read <= (6 if run == "cached" else 0) < asked
 
 
 def test_t5_is_frozen(t5):
