@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMAT_VERSION', 'POCKET', 'pack_weights', 'unpack_weights', 'AudioGen', 'log_likelihood', 'continuation', 'stream',
-           'save_pretrained', 'load_folder', 'from_pretrained', 'push_to_hub', 'fit_lm_from_config', 'model_card']
+           'new_folder', 'save_pretrained', 'load_folder', 'from_pretrained', 'push_to_hub', 'fit_lm_from_config',
+           'model_card']
 
 # %% ../nbs/12_audiogen.ipynb #02a07fd4
 import json
@@ -14,6 +15,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -278,6 +280,26 @@ def _cut(pieces, n_samples):
             yield piece
 
 # %% ../nbs/12_audiogen.ipynb #42f6e376
+@contextmanager
+def new_folder(
+    folder: str | Path, # must not exist yet
+) -> Iterator[Path]: # a folder beside it, to be filled
+    "Fill a folder under another name and rename it when all went well; else nothing is left"
+    folder = Path(folder)
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists; choose another name or remove it first")
+    if not folder.parent.is_dir():
+        raise FileNotFoundError(f"the folder {folder.parent} does not exist; create it first")
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        yield temporary
+        for path in (temporary, *temporary.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+# %% ../nbs/12_audiogen.ipynb #1cee5e09
 def save_pretrained(
     model: AudioGen,
     folder: str | Path, # must not exist yet
@@ -285,28 +307,17 @@ def save_pretrained(
     card: str | None = None, # text of the model card, README.md
 ) -> Path: # the folder
     "Save a model as a folder that `AudioGen.from_pretrained` reads"
-    folder = Path(folder)
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists; choose another name or remove it first")
-    if not folder.parent.is_dir():
-        raise FileNotFoundError(f"the folder {folder.parent} does not exist; create it first")
     config = {"format_version": FORMAT_VERSION, "codec": asdict(model.codec.config), "lm": asdict(model.lm.config),
               "generation": asdict(model.generation), "provenance": model.provenance}
     # the running averages of the codebooks matter in training only
     codec_state = {k: v for k, v in model.codec.state_dict().items() if not k.endswith((".count", ".total"))}
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with new_folder(folder) as temporary:
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         save_file(pack_weights(codec_state, weights.replace("int8", "float16")), temporary / "codec.safetensors")
         save_file(pack_weights(model.lm.state_dict(), weights), temporary / "lm.safetensors")
         model.text_encoder.save(temporary / "text")
         (temporary / "README.md").write_text(card or "# An AudioGen model\n\nSee `config.json` for its provenance.\n")
-        for path in (temporary, *temporary.rglob("*")):
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return folder
+    return Path(folder)
 
 AudioGen.save_pretrained = save_pretrained
 

@@ -9,18 +9,18 @@ __all__ = ['Pieces', 'FILES', 'Checkpoint', 'read_checkpoint', 'read_yaml', 'set
 # %% ../nbs/90b_checkpoint.ipynb #7f3f39a8
 import ctypes
 import mmap
-import os
 import pickle
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from .audiogen import new_folder
+
+_all_ = ["new_folder"]           # chapter 12 made it; converted models are written with it, too
 
 # %% ../nbs/90b_checkpoint.ipynb #ea980ea0
 @dataclass
@@ -194,23 +194,3 @@ def find_folder(
     except Exception as e:
         raise FileNotFoundError(f"cannot get {str(name)!r} from the hub ({type(e).__name__}); check the name and the network, "
                                 "or pass a folder") from e
-
-# %% ../nbs/90b_checkpoint.ipynb #ad525e0a
-@contextmanager
-def new_folder(
-    folder: str | Path, # must not exist yet
-) -> Iterator[Path]: # a folder beside it, to be filled
-    "Fill a folder under another name and rename it when all went well; else nothing is left"
-    folder = Path(folder)
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists; choose another name or remove it first")
-    if not folder.parent.is_dir():
-        raise FileNotFoundError(f"the folder {folder.parent} does not exist; create it first")
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        yield temporary
-        for path in (temporary, *temporary.rglob("*")):
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
