@@ -8,6 +8,7 @@ __all__ = ['FORMAT_VERSION', 'POCKET', 'pack_weights', 'unpack_weights', 'AudioG
            'model_card']
 
 # %% ../nbs/12_audiogen.ipynb #02a07fd4
+import copy
 import json
 import math
 import os
@@ -27,8 +28,8 @@ from tqdm.auto import tqdm
 
 from .budget import LMConfig
 from .codec import CodecConfig
-from .data import recording_credits
-from .fit import load_checkpoint, read_config, read_settings, training_clips
+from .recordings import recording_credits
+from .fit import load_checkpoint, read_config, read_recipe, read_settings, record_recipe, training_clips
 from .fit_lm import LMTraining, TokenCache, fit_lm, make_tokens
 from .lm import AudioLM
 from .request import Generation, Request, as_seeds, as_texts, for_each
@@ -444,27 +445,49 @@ AudioGen.push_to_hub = push_to_hub
 def fit_lm_from_config(
     config_path: str | Path, # JSON: {"lm": preset, "data": {...}, "tokens": {...}, "training": {...}, "generation": {...}}
     codec_run: str | Path, # folder of `fit_codec_from_config`, finished
-    codec_config_path: str | Path, # the configuration it was trained with
     folder: str | Path, # of this run; call again to resume. The model is saved in its subfolder "model"
     progress: bool = True,
+    start_from: str | Path | None = None, # folder of another run, on the same codes, whose language model to begin with
 ) -> AudioGen:
     "Encode the clips, train a language model on them, and save the whole model"
     config = read_config(config_path, {"lm", "data", "tokens", "training", "generation"})
-    codec_config = read_config(codec_config_path, {"codec", "data", "training"})
-    folder, codec = Path(folder), Codec(Codec.preset(codec_config["codec"])).eval()
-    steps = load_checkpoint(Path(codec_run) / "checkpoint.pt", {"codec": codec})
+    folder, codec = Path(folder), _finished_codec(codec_run)
     text_encoder = load_text_encoder(POCKET / "text")
     settings, t = read_settings(LMTraining, config["training"], "training"), config["tokens"]
     generation = read_settings(Generation, config["generation"], "generation")       # refused now, not after the training
-    train, held_out, clips = _token_caches(codec, config["data"], t, folder, progress)
     torch.manual_seed(settings.seed)
     lm = AudioLM(AudioLM.preset(config["lm"]))
+    if start_from is not None:
+        load_checkpoint(Path(start_from) / "checkpoint.pt", {"lm": lm})
+    train, held_out, clips = _token_caches(codec, config["data"], t, folder, progress)
+    record_recipe(folder, config, start_from)
     model = AudioGen(codec, lm, text_encoder, generation)
     fit_lm(lm, train, text_encoder, settings, folder, held_out, lambda n: _samples(model, folder, n), progress)
-    model.provenance = {"codec": {**codec_config, "steps": steps}, "language_model": config,
+    if start_from is not None: _keep_start(lm, start_from, settings.keep_start)
+    model.provenance = {"codec": read_recipe(codec_run), "language_model": read_recipe(folder),
                         "licence": "CC BY-SA 3.0, with parts under GPL-2+ and CC0; see README.md"}
     model.save_pretrained(folder / "model", "int8", model_card(model, recording_credits(clips)))
     return model
+
+# %% ../nbs/12_audiogen.ipynb #b6fc4b10
+def _keep_start(lm, run, share):
+    "Move the weights a share of the way back to those of an earlier run"
+    start = copy.deepcopy(lm)
+    load_checkpoint(Path(run) / "checkpoint.pt", {"lm": start})
+    with torch.no_grad():
+        for new, old in zip(lm.parameters(), start.parameters()):
+            new.lerp_(old, share)
+
+# %% ../nbs/12_audiogen.ipynb #7585d449
+def _finished_codec(run):
+    "The codec that a run of `fit_codec_from_config` made"
+    config = read_recipe(run)[-1]
+    codec = Codec(Codec.preset(config["codec"])).eval()
+    steps = load_checkpoint(Path(run) / "checkpoint.pt", {"codec": codec})
+    wanted = config["training"].get("n_steps", steps)
+    if steps < wanted:
+        raise ValueError(f"the codec's training in {run} stands at step {steps} of {wanted}; finish it first")
+    return codec
 
 # %% ../nbs/12_audiogen.ipynb #e5d3afcc
 def _token_caches(codec, data, t, folder, progress):
@@ -505,7 +528,7 @@ A small AudioGen model for trying things out on a CPU: text to {g.max_duration:g
 | text | static word table distilled from all-MiniLM-L6-v2 (Apache-2.0) |
 
 Trained from scratch by the commands of this repository (`make pocket`) with the configuration below, on recordings from
-Debian packages and on the procedural toy world of chapter 01. It knows a few dozen kinds of short sounds (animals, tools,
+Debian packages and on the procedural toy world of chapter 01c. It knows a few dozen kinds of short sounds (animals, tools,
 vehicles, weapons, drums, weather) and nothing else: no speech, no music beyond drum loops, no scenes it has not heard.
 
 ## Training

@@ -200,7 +200,7 @@ def fetch_recordings_command(
     dest: Annotated[Path | None, typer.Option(help="Folder to fill; the cache folder by default.")] = None,
 ):
     "Download the Debian packages whose recordings the bundled model learns from."
-    from audiogen_nb.data import fetch_recordings
+    from audiogen_nb.recordings import fetch_recordings
     print(fetch_recordings(dest))
 
 # %% ../nbs/18_cli.ipynb #35a0601e
@@ -222,13 +222,13 @@ def fit_codec_command(
 def fit_lm_command(
     config: Annotated[Path, typer.Argument(help="JSON: language model preset, data, tokens, training, generation.")],
     codec_run: Annotated[Path, typer.Option(help="Folder of a finished `fit-codec`.")],
-    codec_config: Annotated[Path, typer.Option(help="The configuration of that codec.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; the model is saved in its model/.")],
+    start_from: Annotated[Path | None, typer.Option(help="Folder of another run, on the same codes, to begin with.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ):
     "Train a language model on a codec's tokens, and save the whole model."
     from audiogen_nb.audiogen import fit_lm_from_config
-    fit_lm_from_config(config, codec_run, codec_config, out, progress=not quiet)
+    fit_lm_from_config(config, codec_run, out, not quiet, start_from)
     print(out / "model")
 
 # %% ../nbs/18_cli.ipynb #cdba66e6

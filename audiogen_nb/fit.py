@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['step_generator', 'warmup_cosine', 'warmup_constant', 'update_average', 'save_checkpoint', 'load_checkpoint',
            'read_log', 'plot_log', 'log_html', 'LiveView', 'Reports', 'run_steps', 'check_keys', 'read_settings',
-           'read_config', 'training_clips']
+           'read_config', 'read_recipe', 'record_recipe', 'training_clips']
 
 # %% ../nbs/06_fit.ipynb #6539a1ea
 import base64
@@ -25,7 +25,9 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from .data import Clip, SoundFolder, ToyWorld, read_recordings, split_clips
+from .data import Clip, SoundFolder, split_clips
+from .toy_kinds import ToyWorld
+from .recordings import read_recordings
 from .parallel import mean_over_processes, rank
 from .sound import atomic_path
 
@@ -325,6 +327,31 @@ def read_config(
     if not isinstance(config, dict) or set(config) != sections:
         raise ValueError(f"{path} must have exactly the sections {sorted(sections)}, got {sorted(config)}")
     return config
+
+# %% ../nbs/06_fit.ipynb #95996c89
+def read_recipe(
+    folder: str | Path, # of a run
+) -> list[dict]: # configurations, oldest first
+    "What made a run: the configurations of the runs it started from, and its own"
+    path = Path(folder) / "recipe.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no recipe.json in {folder}; pass the folder of a run of this library")
+    return json.loads(path.read_text())
+
+# %% ../nbs/06_fit.ipynb #6570d76a
+def record_recipe(
+    folder: str | Path, # of the run
+    config: dict, # its configuration
+    start_from: str | Path | None = None, # folder of the run it starts from
+) -> None:
+    "Write down what makes a run; a run that goes on with a changed configuration notes both"
+    folder = Path(folder)
+    started = (folder / "recipe.json").exists()
+    recipe = read_recipe(folder) if started else read_recipe(start_from) if start_from else []
+    if rank() == 0 and not (started and recipe[-1] == config):
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(folder / "recipe.json") as path:
+            path.write_text(json.dumps([*recipe, config], indent=1) + "\n")
 
 # %% ../nbs/06_fit.ipynb #7807e226
 def training_clips(

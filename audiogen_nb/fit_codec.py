@@ -21,8 +21,8 @@ from .adversarial import (DISCRIMINATOR_PRESETS, MSSTFTDiscriminator, discrimina
                                      generator_loss)
 from .balancer import Balancer
 from .data import Clip, random_crop
-from .fit import (load_checkpoint, read_config, read_settings, run_steps, step_generator, training_clips,
-                             update_average, warmup_constant, warmup_cosine)
+from .fit import (load_checkpoint, read_config, read_settings, record_recipe, run_steps, step_generator,
+                             training_clips, update_average, warmup_constant, warmup_cosine)
 from .losses import MelLoss, mel_distance, si_sdr, time_loss
 from .parallel import average_gradients, mean_over_processes, own_part, processes, share_weights, world_size
 from .sound import save_audio, set_level
@@ -335,5 +335,6 @@ def fit_codec_from_config(
         load_checkpoint(Path(start_from) / "checkpoint.pt", {"codec": codec})
     groups, held_out = training_clips(config["data"], codec.sample_rate)
     with processes():
+        record_recipe(folder, config, start_from)
         fit_codec(codec, groups, settings, folder, held_out, progress, tensorboard)
     return codec

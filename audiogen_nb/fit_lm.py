@@ -120,13 +120,14 @@ def blur_text(
     states: torch.Tensor, # (B, L, E)
     mask: torch.Tensor, # (B, L) bool
     hide: float, # probability of hiding a word
-    noise: float, # standard deviation added to every feature
+    noise: float, # largest standard deviation added to every feature; each item draws its own from 0 on
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]: # states and mask, same shapes
     "Hide single words and add noise to the rest; the first state (of the sentence) is never hidden"
     keep = torch.rand(mask.shape, generator=generator) >= hide
     keep[:, 0] = True
-    states = states + noise * torch.randn(states.shape, generator=generator)
+    amount = noise * torch.rand(len(states), 1, 1, generator=generator)
+    states = states + amount * torch.randn(states.shape, generator=generator)
     mask = mask & keep
     return states * mask[..., None], mask
 
@@ -155,7 +156,8 @@ class LMTraining:
     clip: float = 1.0                  # largest gradient norm
     drop_text: float = 0.1             # probability of leaving a caption out (paper: 10 %)
     hide_words: float = 0.15           # probability of hiding a single word
-    text_noise: float = 0.3            # standard deviation of the noise on word vectors
+    text_noise: float = 0.6            # largest standard deviation of the noise on word vectors
+    keep_start: float = 0.0            # share of the weights it started from in the result (`--start-from`)
     bfloat16: bool = True              # matrix products in bfloat16 (weights stay float32)
     seed: int = 0
     checkpoint_every: int = 100        # steps
@@ -164,8 +166,9 @@ class LMTraining:
     def __post_init__(self):
         if self.n_steps < 1 or self.batch_size < 1 or self.learning_rate <= 0:
             raise ValueError(f"n_steps, batch_size and learning_rate must be positive, got {self}")
-        if not (0 <= self.drop_text <= 1 and 0 <= self.hide_words < 1):
-            raise ValueError(f"drop_text and hide_words are probabilities, got {self.drop_text} and {self.hide_words}")
+        if not (0 <= self.drop_text <= 1 and 0 <= self.hide_words < 1 and 0 <= self.keep_start < 1):
+            raise ValueError("drop_text, hide_words and keep_start are shares below 1, got "
+                             f"{self.drop_text}, {self.hide_words} and {self.keep_start}")
 
 # %% ../nbs/10_fit_lm.ipynb #630e7bcb
 class Trained:

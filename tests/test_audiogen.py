@@ -18,7 +18,8 @@ def test_bundled_model_is_small_and_complete(pocket):
     card = (POCKET / "README.md").read_text()
     for package in ("openttd-opensfx", "widelands-data", "wesnoth-1.16-data", "tuxpaint-stamps-default", "sonic-pi-samples"):
         assert package in card
-    assert pocket.provenance["language_model"]["training"]["n_steps"] > 0
+    stages = pocket.provenance["codec"] + pocket.provenance["language_model"]
+    assert len(stages) >= 2 and all(stage["training"]["n_steps"] > 0 for stage in stages)
     assert pocket.sample_rate == 16_000 and pocket.frame_rate == 50 and pocket.n_parameters > 10e6
 
 

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from audiogen_nb import data
-from audiogen_nb.data import (PACKAGES, TOY_KINDS, TOY_SPECS, Clip, Knob, SoundFolder, ToyWorld, band, caption_table, collate,
-                              cut_pieces, fetch_recordings, find_row, normalise_caption, place, random_crop, read_cat,
-                              read_recordings, recording_credits, split_clips, strike, sweep, toy_clip, trim_silence)
+from audiogen_nb import recordings
+from audiogen_nb.data import Clip, SoundFolder, collate, normalise_caption, random_crop, split_clips
+from audiogen_nb.recordings import (PACKAGES, caption_table, cut_pieces, fetch_recordings, find_row, read_cat, read_recordings,
+                                    recording_credits, trim_silence)
 from audiogen_nb.sound import level_db, save_audio
+from audiogen_nb.toy import TOY_SPECS, Knob, band, place, strike, sweep
+from audiogen_nb.toy_kinds import TOY_KINDS, ToyWorld, toy_clip
 
 RATE = 16000
 
@@ -230,7 +232,7 @@ def test_world_does_not_touch_the_global_generator():
 
 
 def test_same_sound_in_another_process():
-    code = "from audiogen_nb.data import ToyWorld; c = ToyWorld(9, 1)[4]; print(c.captions[0], c.audio.double().sum().item())"
+    code = "from audiogen_nb.toy_kinds import ToyWorld; c = ToyWorld(9, 1)[4]; print(c.captions[0], c.audio.double().sum().item())"
     runs = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": s}).stdout
             for s in ("1", "2")}
     assert len(runs) == 1 and runs != {""}
@@ -553,4 +555,4 @@ def test_collate():
 
 
 def test_table_ships_beside_the_module():
-    assert Path(data.__file__).with_name("recordings.csv").is_file()
+    assert Path(recordings.__file__).with_name("recordings.csv").is_file()

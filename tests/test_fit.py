@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from audiogen_nb import Codec
-from audiogen_nb.data import ToyWorld
+from audiogen_nb.toy_kinds import ToyWorld
 from audiogen_nb.fit import load_checkpoint, read_config, read_log, read_settings, run_steps
 from audiogen_nb.fit_codec import CodecTrainer, CodecTraining, codec_batch, diagnose, fit_codec_from_config
 from audiogen_nb.sound import save_audio

@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("peft")
 
-from audiogen_nb.data import ToyWorld, toy_clip      # noqa: E402
+from audiogen_nb.toy_kinds import ToyWorld, toy_clip      # noqa: E402
 from audiogen_nb.lora import LoRATraining, adapters, fit_lora, merge_lora      # noqa: E402
 
 SETTINGS = LoRATraining(n_steps=12, batch_size=4, learning_rate=2e-2, warmup=2, n_items=8, checkpoint_every=5, sample_every=6)

@@ -105,7 +105,7 @@ def test_notebook_imports_only_what_make_lab_installs(name):
     keys = ("requirements", "notebooks_requirements", "lora_requirements", "captions_requirements")
     wanted = " ".join(settings["DEFAULT"][key] for key in keys)
     modules = {"pyyaml": "yaml"}               # where the package has another name than its module
-    installed = {re.split(r"[<>=!~\[]", word)[0].replace("-", "_") for word in wanted.split()}
+    installed = {re.split(r"[<>=!~;\[]", word)[0].replace("-", "_") for word in wanted.split()}
     installed = {modules.get(name, name) for name in installed}
     extra = _imports(name) - installed - set(sys.stdlib_module_names) - {"audiogen_nb", "IPython"}
     assert not extra, f"{name} imports {extra}, which `make lab` does not install; see notebooks_requirements in settings.ini"
