@@ -87,7 +87,7 @@ class GuidanceLab:
     "Sliders around `draw_distributions`"
     def __init__(self,
         model, # AudioGen, or anything with its `lm` and `text_encoder`
-        text: str = "a dog barks", # to begin with
+        text: str = "a trumpet fanfare", # to begin with
     ):
         import ipywidgets as w
         wide = dict(layout=w.Layout(width="auto"), style={"description_width": "88px"})
