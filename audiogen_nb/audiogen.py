@@ -455,6 +455,8 @@ def fit_lm_from_config(
     text_encoder = load_text_encoder(POCKET / "text")
     settings, t = read_settings(LMTraining, config["training"], "training"), config["tokens"]
     generation = read_settings(Generation, config["generation"], "generation")       # refused now, not after the training
+    if settings.keep_start and start_from is None:
+        raise ValueError("keep_start goes back to the weights of another run: pass start_from (--start-from), its folder")
     torch.manual_seed(settings.seed)
     lm = AudioLM(AudioLM.preset(config["lm"]))
     if start_from is not None:
@@ -482,6 +484,8 @@ def _keep_start(lm, run, share):
 def _finished_codec(run):
     "The codec that a run of `fit_codec_from_config` made"
     config = read_recipe(run)[-1]
+    if "codec" not in config:
+        raise ValueError(f"{run} is not the run of a codec; pass the folder of a finished `fit-codec`")
     codec = Codec(Codec.preset(config["codec"])).eval()
     steps = load_checkpoint(Path(run) / "checkpoint.pt", {"codec": codec})
     wanted = config["training"].get("n_steps", steps)
