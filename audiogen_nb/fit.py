@@ -17,6 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -75,6 +76,14 @@ def update_average(
         slow.copy_(now)
 
 # %% ../nbs/06_fit.ipynb #4bab3479
+def _is_finite(state):
+    "Is there no NaN and no infinity in nested states?"
+    if isinstance(state, torch.Tensor):
+        return not state.is_floating_point() or bool(state.isfinite().all())
+    parts = state.values() if isinstance(state, dict) else state if isinstance(state, (list, tuple)) else ()
+    return all(map(_is_finite, parts))
+
+# %% ../nbs/06_fit.ipynb #97104df2
 def save_checkpoint(
     path: str | Path, # final name
     step: int, # steps done
@@ -82,6 +91,9 @@ def save_checkpoint(
 ) -> None:
     "Write all states at once; the file appears whole or not at all"
     state = {"step": step, **{name: part.state_dict() for name, part in parts.items()}}
+    ruined = [name for name in parts if not _is_finite(state[name])]
+    if ruined:
+        raise FloatingPointError(f"NaN or infinite values in {', '.join(ruined)} after step {step - 1}; lower the learning rate")
     try:
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             torch.save(state, file)
@@ -218,7 +230,8 @@ class Reports:
         self.log.append(row)
         self.file.write(json.dumps(row) + "\n")
         figures = {name: value for name, value in row.items() if name != "step"}
-        self.bar.update(), self.bar.set_postfix({k: f"{v:.3g}" for k, v in figures.items()}, refresh=False)
+        first = list(figures.items())[:8]                      # more would not fit on a line
+        self.bar.update(), self.bar.set_postfix({k: f"{v:.3g}" for k, v in first}, refresh=False)
         if self.view:
             self.view.show(self.log)
         for name, value in figures.items() if self.board else ():
@@ -245,13 +258,16 @@ def run_steps(
     watch: Callable[[list[dict]], None] | None = None, # called after every step with the log so far
 ) -> list[dict[str, float]]: # the whole log, one dictionary a step
     "Run (or resume) a training, with checkpoints, a log and samples"
+    if checkpoint_every < 1 or sample_every < 1:
+        raise ValueError(f"checkpoint_every and sample_every must be at least 1 step, got {checkpoint_every} and {sample_every}")
     folder, writes = Path(folder), rank() == 0
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.pt"
     saved = load_checkpoint(checkpoint, parts) if checkpoint.exists() else 0
     log = read_log(folder)[:saved]
-    for stale in folder.glob(f".{checkpoint.name}.*") if writes else ():       # left by a process killed while writing
-        stale.unlink(missing_ok=True)
+    for name in ("checkpoint.pt", "log.jsonl", "recipe.json") if writes else ():
+        for stale in folder.glob(f".{name}.*.part"):                           # left by a process killed while writing
+            stale.unlink(missing_ok=True)
     reports = Reports(folder, log, n_steps, progress, tensorboard) if writes else None
     try:
         for n in range(saved, n_steps):
@@ -274,8 +290,9 @@ def run_steps(
             raise
         raise type(e)(f"{e}; {kept}") from e
     finally:
-        if writes:
-            reports.close()
+        with suppress(OSError):                        # a disk too full for the log's last line: said above
+            if writes:
+                reports.close()
 
 # %% ../nbs/06_fit.ipynb #adba91a5
 def _check_finite(row):

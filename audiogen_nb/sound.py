@@ -155,8 +155,11 @@ def save_audio(
     if audio.abs().max() > 1:
         warnings.warn(f"clipping {path.name}: peak {peak_db(audio.flatten()).item():.1f} dBFS; lower it with set_level")
     with atomic_path(path) as temporary:
-        soundfile.write(temporary, audio.flatten().clamp(-1, 1).numpy(), sample_rate,
-                        subtype=_SUBTYPES[path.suffix.lower()], format=path.suffix[1:].upper())
+        try:
+            soundfile.write(temporary, audio.flatten().clamp(-1, 1).numpy(), sample_rate,
+                            subtype=_SUBTYPES[path.suffix.lower()], format=path.suffix[1:].upper())
+        except soundfile.LibsndfileError as e:
+            raise OSError(f"could not write {path} ({e}); is the disk full?") from e
     return path
 
 # %% ../nbs/00_sound.ipynb #0fc4c7ab

@@ -128,7 +128,8 @@ def test_ctrl_c_exits_130_and_leaves_nothing(tiny_folder, tmp_path):
     code = ("import sys, time, audiogen_nb.audiogen as a; a.AudioGen._frames = lambda *_, **__: (print('on', flush=True), time.sleep(60)); "
             "from audiogen_nb.cli import main; sys.exit(main())")
     argv = ["generate", "rain", "--model", str(tiny_folder), "-o", str(tmp_path / "a.wav")]
-    process = subprocess.Popen([sys.executable, "-c", code, *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", code, *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     assert process.stdout.readline() == "on\n", process.communicate(timeout=30)
     time.sleep(0.2)
     os.kill(process.pid, signal.SIGINT)
