@@ -46,8 +46,10 @@ pocket: export MALLOC_TOP_PAD_ = 500000000
 pocket: $(VENV)/.lab ## train the bundled model again, from its recordings (hours)
 	$(BIN)/audiogen-nb fetch-recordings
 	$(BIN)/audiogen-nb fit-codec $(CONFIGS)/pocket_codec.json --out $(RUNS)/pocket_codec
-	$(BIN)/audiogen-nb fit-lm $(CONFIGS)/pocket_lm.json --codec-run $(RUNS)/pocket_codec --out $(RUNS)/pocket_lm
-	$(BIN)/audiogen-nb fit-lm $(CONFIGS)/pocket_lm_second.json --codec-run $(RUNS)/pocket_codec \
+	$(BIN)/audiogen-nb fit-codec $(CONFIGS)/pocket_codec_adversarial.json --start-from $(RUNS)/pocket_codec \
+	  --out $(RUNS)/pocket_codec_adversarial
+	$(BIN)/audiogen-nb fit-lm $(CONFIGS)/pocket_lm.json --codec-run $(RUNS)/pocket_codec_adversarial --out $(RUNS)/pocket_lm
+	$(BIN)/audiogen-nb fit-lm $(CONFIGS)/pocket_lm_second.json --codec-run $(RUNS)/pocket_codec_adversarial \
 	  --start-from $(RUNS)/pocket_lm --out $(RUNS)/pocket_lm_second
 	@echo "copy $(RUNS)/pocket_lm_second/model over audiogen_nb/pocket to bundle it"
 

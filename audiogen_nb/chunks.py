@@ -8,6 +8,7 @@ __all__ = ['Step', 'streamed', 'flow', 'certain', 'latency']
 # %% ../nbs/03b_chunks.ipynb #35a449ad
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import singledispatch
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -25,17 +26,39 @@ def streamed(
     "The layer as a function of pieces: `step(piece, last)` returns what is certain so far and remembers the rest"
     raise TypeError(f"cannot stream a {type(layer).__name__}; register a rule for it with streamed.register")
 
-# %% ../nbs/03b_chunks.ipynb #b7c1a39f
+# %% ../nbs/03b_chunks.ipynb #b89e4c0b
+_PREPARED = WeakKeyDictionary()                     # layer -> (its fingerprint, what was prepared from it)
+
+def _fingerprint(layer: nn.Module) -> list[tuple]:
+    "Differs when a parameter does: moved, counted as changed, or (fused optimisers, `.data`) of another sum"
+    return [(p.data_ptr(), p.dtype, None if p.is_inference() else p._version, p.sum().item()) for p in layer.parameters()]
+
+def _prepared(layer: nn.Module, prepare: Callable[[], tuple]) -> tuple:
+    "`prepare()`, kept for a layer in evaluation mode until its parameters change"
+    with torch.inference_mode(False), torch.no_grad():          # so that what is kept serves in any mode
+        now, (then, result) = _fingerprint(layer), _PREPARED.get(layer, (None, None))
+        if now != then:
+            result = prepare()
+            if not layer.training:
+                _PREPARED[layer] = now, result
+    return result
+
+# %% ../nbs/03b_chunks.ipynb #de064b7f
+_LARGE = 2 ** 22                                    # weights
+
+def _channels_last(weight: torch.Tensor) -> torch.Tensor:                      # (C', C, kernel) -> (C', C, 1, kernel)
+    "The weights of a convolution over images of height 1, ordered like its input"
+    return weight[:, :, None].contiguous(memory_format=torch.channels_last)
+
 def _convolution(
-    weight: torch.Tensor, # (C', C, kernel)
+    weight: torch.Tensor, # (C', C, 1, kernel), channels last
     bias: torch.Tensor, # (C',)
     stride: int,
     left: int, # zeros before the first piece
     right: Callable[[int], int], # zeros after the last one, given how many steps are waiting
 ) -> Step:
     "A convolution over pieces, zeros only at the two ends"
-    weight = weight[:, :, None].contiguous(memory_format=torch.channels_last)
-    kept = None
+    flat, kernel, kept = weight.permute(0, 2, 3, 1).flatten(1), weight.shape[3], None     # flat: (C', kernel C), no copy
 
     def step(x, last):
         nonlocal kept
@@ -43,10 +66,12 @@ def _convolution(
         end = x.new_zeros(len(x), right(kept.shape[1] + x.shape[1]) if last else 0, x.shape[2])
         if kept.shape[1] or end.shape[1]:
             x = torch.cat([kept, x, end], 1)
-        n = max(0, (x.shape[1] - weight.shape[3]) // stride + 1)               # complete windows
-        kept = x[:, n * stride:]
+        n = max(0, (x.shape[1] - kernel) // stride + 1)                        # complete windows
+        kept = x[:, n * stride:].clone()                                       # a view would hold the whole piece
         if n == 0:
             return x.new_zeros(len(x), 0, len(weight))
+        if weight.numel() >= _LARGE:
+            return F.linear(x.unfold(1, kernel, stride).transpose(2, 3).flatten(2), flat, bias)
         return F.conv2d(x.transpose(1, 2)[:, :, None], weight, bias, stride)[:, :, 0].transpose(1, 2)
 
     return step
@@ -61,18 +86,22 @@ def _norm(layer: PaddedConv | TrimmedConvTranspose, y: torch.Tensor) -> torch.Te
 def _(layer: PaddedConv) -> Step:
     right = layer.total // 2
     left = layer.total - right
-    step = _convolution(layer.conv.weight, layer.conv.bias, layer.stride, left,
-                        lambda waiting: right + (left - waiting) % layer.stride)
+    weight, bias = _prepared(layer, lambda: (_channels_last(layer.conv.weight), layer.conv.bias.detach()))
+    step = _convolution(weight, bias, layer.stride, left, lambda waiting: right + (left - waiting) % layer.stride)
     return lambda x, last: _norm(layer, step(x, last))
 
 # %% ../nbs/03b_chunks.ipynb #da65935a
 @streamed.register
 def _(layer: TrimmedConvTranspose) -> Step:
-    weight, stride = layer.conv.weight, layer.conv.stride[0]                   # (C, C', kernel)
-    reach = -(-weight.shape[2] // stride)                                      # input frames that one sample reads
-    weight = F.pad(weight, (0, -weight.shape[2] % stride)).unflatten(2, (reach, stride))
-    weight = weight.flip(2).permute(3, 1, 0, 2).flatten(0, 1)                  # (stride C', C, reach), latest frame last
-    step = _convolution(weight, layer.conv.bias.repeat(stride), 1, reach - 1, lambda waiting: reach - 1)
+    stride = layer.conv.stride[0]
+    reach = -(-layer.conv.kernel_size[0] // stride)                            # input frames that one sample reads
+
+    def as_convolution():
+        weight = F.pad(layer.conv.weight, (0, reach * stride - layer.conv.kernel_size[0]))     # (C, C', reach stride)
+        weight = weight.unflatten(2, (reach, stride)).flip(2).permute(3, 1, 0, 2)              # latest frame last
+        return _channels_last(weight.flatten(0, 1)), layer.conv.bias.repeat(stride)            # (stride C', C, 1, reach)
+
+    step = _convolution(*_prepared(layer, as_convolution), 1, reach - 1, lambda waiting: reach - 1)
     cut = left = layer.total - layer.total // 2                                # trimmed before the first sample
 
     def upsample(x, last):
@@ -106,10 +135,12 @@ def _(layer: ResidualUnit) -> Step:
 
     def residual(x, last):
         nonlocal waiting
+        waiting = x[:, :0] if waiting is None else waiting
         y = inner(F.elu(x), last)
-        waiting = torch.cat([waiting, x], 1) if waiting is not None and waiting.shape[1] else x
-        y += waiting[:, : y.shape[1]]
-        waiting = waiting[:, y.shape[1]:]
+        n = min(waiting.shape[1], y.shape[1])                                  # so much of what waits is due
+        y[:, :n].add_(waiting[:, :n])
+        y[:, n:].add_(x[:, : y.shape[1] - n])
+        waiting = torch.cat([waiting[:, n:], x[:, y.shape[1] - n:]], 1)
         return y
 
     return residual
@@ -159,19 +190,21 @@ def _(layer: SkipLSTM) -> Step:
 def flow(
     network: nn.Module, # an Encoder or Decoder
     pieces: Iterable[torch.Tensor], # (B, C, T), cut anywhere along T
+    inlet: Callable[[torch.Tensor], torch.Tensor] = lambda piece: piece, # makes (B, C, T) of each piece, if it is not yet
 ) -> Iterator[torch.Tensor]: # (B, C', T'), as early as possible; concatenated, what the network makes of the whole
     "Run a network over pieces, exactly"
-    step, first = streamed(network), None
+    step, shape = streamed(network), None
     n_pieces = len(pieces) if isinstance(pieces, Sequence) else None
     for n, piece in enumerate(pieces, 1):
-        first = piece if first is None else first
-        if piece.shape[:2] != first.shape[:2]:
-            raise ValueError(f"every piece must have the shape of the first, {list(first.shape[:2])}, got {list(piece.shape[:2])}")
-        out = step(piece.transpose(1, 2).clone(), n == n_pieces)               # layers may overwrite their input
+        x = inlet(piece).transpose(1, 2)
+        shape = piece.shape[:2] if shape is None else shape
+        if piece.shape[:2] != shape:
+            raise ValueError(f"every piece must have the shape of the first, {list(shape)}, got {list(piece.shape[:2])}")
+        out = step(x.clone(), n == n_pieces)                                   # layers may overwrite their input
         if out.shape[1]:
             yield out.transpose(1, 2)
-    if n_pieces is None and first is not None:
-        yield step(first[..., :0].transpose(1, 2), True).transpose(1, 2)
+    if n_pieces is None and shape is not None:
+        yield step(x[:, :0], True).transpose(1, 2)
 
 # %% ../nbs/03b_chunks.ipynb #e2f4eecd
 def certain(

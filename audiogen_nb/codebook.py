@@ -63,7 +63,7 @@ class Codebook(nn.Module):
         revive_below: float = 0.1, # an entry is dead under this fraction of the average use
     ):
         super().__init__()
-        self.decay, self.revive_below = decay, revive_below
+        self.decay, self.revive_below, self.dead = decay, revive_below, 0       # dead: entries the last step found so
         self.register_buffer("entries", torch.randn(card, dim))
         self.register_buffer("count", torch.ones(card))            # running number of vectors per entry
         self.register_buffer("total", self.entries.clone())        # running sum of those vectors
@@ -88,7 +88,8 @@ class Codebook(nn.Module):
     def _revive(self, vectors, generator):
         average = self.count.mean()
         dead = (self.count < self.revive_below * average).nonzero().flatten()
-        if len(dead) == 0:
+        self.dead = len(dead)
+        if not self.dead:
             return
         candidates = _from_all(vectors)
         device = generator.device if generator else vectors.device

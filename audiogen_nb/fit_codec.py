@@ -25,7 +25,7 @@ from .data import Clip, random_crop
 from .fit import (load_checkpoint, read_config, read_settings, record_recipe, run_steps, step_generator,
                              training_clips, update_average, warmup_constant, warmup_cosine)
 from .losses import MelLoss, mel_distance, si_sdr, time_loss
-from .observatory import CodebookUse, dead_codes, frames_of
+from .observatory import CodebookUse, frames_of
 from .parallel import (average_gradients, mean_over_processes, own_part, processes, share_weights, sum_over_processes,
                                   world_size)
 from .sound import fade, fit_length, save_audio, set_level
@@ -106,10 +106,10 @@ def _check_training(s):
 def codebook_figures(
     codec: Codec,
     codes: torch.Tensor, # (B, K, F) of this process's part of the batch
-) -> dict[str, float]: # perplexity_k, unused_k (share) and dead_k (entries) of stream k
+) -> dict[str, float]: # perplexity_k, unused_k (share) and dead_k (entries, now revived) of stream k
     "How the codebooks are used"
     use = CodebookUse(sum_over_processes(CodebookUse.of(codes, codec.card).counts))
-    return use.figures() | {f"dead_{k}": float(n) for k, n in enumerate(dead_codes(codec))}
+    return use.figures() | {f"dead_{k}": float(book.dead) for k, book in enumerate(codec.quantizer.codebooks)}
 
 # %% ../nbs/06a_fit_codec.ipynb #6943dc0a
 def rebuild(

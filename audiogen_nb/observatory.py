@@ -49,9 +49,10 @@ class CodebookUse:
 # %% ../nbs/04c_observatory.ipynb #88dccac8
 def dead_codes(
     codec: Codec,
+    below: float = 0.1, # fraction of the average use; chapter 03c revives under this one
 ) -> torch.Tensor: # (K,) int64
-    "Entries whose running count is under the revival threshold, per stream"
-    return torch.stack([(b.count < b.revive_below * b.count.mean()).sum() for b in codec.quantizer.codebooks])
+    "Entries whose running count is under a fraction of the average, per stream"
+    return torch.stack([(book.count < below * book.count.mean()).sum() for book in codec.quantizer.codebooks])
 
 # %% ../nbs/04c_observatory.ipynb #79b265b7
 def draw_use(
@@ -71,20 +72,29 @@ def draw_use(
 def draw_history(
     log: Sequence[dict[str, float]], # rows of a training's log, see `CodebookUse.figures`
     axes = None, # matplotlib axes; None makes a figure
+    figure: str = "perplexity", # or another that the rows have for each stream: "unused", "dead"
 ):
-    "Perplexity of every stream over the steps of a log; returns the figure"
+    "One figure of every stream over the steps of a log; returns the matplotlib figure"
     import matplotlib.pyplot as plt
-    names = sorted({name for row in log for name in row if name.startswith("perplexity")})
+    names = sorted({name for row in log for name in row if name.startswith(f"{figure}_")}, key=lambda name: (len(name), name))
     if not names:
-        raise ValueError("this log has no figures named perplexity...; log CodebookUse.figures()")
+        raise ValueError(f"this log has no figures named {figure}_0, {figure}_1, ...; log CodebookUse.figures()")
     axes = axes or plt.subplots(figsize=(3.5, 2.2), dpi=72, layout="constrained")[1]
     for name in names:
         rows = [(row["step"], row[name]) for row in log if name in row]
-        axes.plot(*zip(*rows), lw=1, label=name.removeprefix("perplexity_"))
-    axes.set(xlabel="step", ylabel="perplexity", ylim=(0, None)), axes.legend(title="stream", fontsize=7)
+        axes.plot(*zip(*rows), lw=1, label=name.removeprefix(f"{figure}_"))
+    axes.set(xlabel="step", ylabel=figure, ylim=(min(0, axes.get_ylim()[0]), None))
+    axes.legend(title="stream", fontsize=7, title_fontsize=7, ncols=1 + len(names) // 4)
     return axes.figure
 
 # %% ../nbs/04c_observatory.ipynb #f4ea9960
+def _check_choice(codec, code, stream):
+    "Refuse a stream or a code that the codec does not have"
+    for name, value, n in (("stream", stream, codec.n_q), ("code", code, codec.card)):
+        if not 0 <= value < n:
+            raise ValueError(f"{name} must lie in 0..{n - 1}, got {value}")
+
+# %% ../nbs/04c_observatory.ipynb #c19aa515
 def frames_of(
     codec: Codec,
     audio: torch.Tensor, # (B, 1, T)
@@ -94,6 +104,7 @@ def frames_of(
     limit: int = 8, # at most so many examples
 ) -> torch.Tensor: # (n, (2 context + 1) hop_length); n = 0 if nothing chose it
     "The pieces of sound whose frame chose a code, the nearest to its entry first"
+    _check_choice(codec, code, stream)
     codes, latent = codec.encode(audio), codec.encoder(audio.to(next(codec.parameters()))).detach()
     rest = latent - (codec.quantizer.decode(codes[:, :stream]) if stream else 0)             # what that stream was given
     away = (rest - codec.quantizer.codebooks[stream].entries[code][:, None]).square().sum(1)  # (B, F)
@@ -114,10 +125,11 @@ def sound_of(
     seconds: float = 0.5,
 ) -> torch.Tensor: # (1, n)
     "What the decoder makes of one code, held"
+    _check_choice(codec, code, stream)
     books, n_frames = codec.quantizer.codebooks, max(1, round(seconds * codec.frame_rate))
-    if not 0 <= stream < codec.n_q:
-        raise ValueError(f"stream must lie in 0..{codec.n_q - 1}, got {stream}")
     if base is None:
         base = torch.tensor([book.count.argmax().item() for book in books[:stream]], dtype=torch.long)
+    if base.shape != (stream,):
+        raise ValueError(f"base must hold {stream} codes, one for each stream before, got shape {list(base.shape)}")
     codes = torch.cat([base, torch.tensor([code])]).view(1, -1, 1).expand(1, stream + 1, n_frames)
     return fade(codec.decode(codes)[0], codec.sample_rate)

@@ -9,6 +9,7 @@ __all__ = ['ogg_packets', 'align', 'opus_available', 'opus_round_trip', 'zimtohr
 import importlib.util
 import math
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -124,8 +125,8 @@ def _measure(round_trip, originals, rate, perceptual, bar):
     mel, ratio, mos = zip(*found)
     seconds, n = sum(audio.shape[-1] for audio in originals) / rate, len(originals)
     return {"kbit_s": round(bits / seconds / 1000, 3), "mel_distance": round(sum(mel) / n, 4), "si_sdr_db": round(sum(ratio) / n, 2),
-            "si_sdr_median_db": round(sorted(ratio)[n // 2], 2), **({"zimtohrli_mos": round(sum(mos) / n, 3)} if perceptual else {}),
-            "n": n}
+            "si_sdr_median_db": round(statistics.median(ratio), 2),
+            **({"zimtohrli_mos": round(sum(mos) / n, 3)} if perceptual else {}), "n": n}
 
 # %% ../nbs/13c_quality.ipynb #020ab81c
 @torch.no_grad()

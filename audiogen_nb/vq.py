@@ -8,6 +8,7 @@ __all__ = ['draw_levels', 'Quantized', 'check_codes', 'ResidualQuantizer', 'perp
 # %% ../nbs/04_vq.ipynb #43af1ef3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from operator import attrgetter
 
 import torch
@@ -47,13 +48,14 @@ def check_codes(
     card: int, # entries per codebook
 ) -> torch.Tensor: # (B, k, F) int64
     "Return codes that a quantiser can look up; otherwise say what is wrong with them"
-    if not isinstance(codes, torch.Tensor) or codes.dtype not in (torch.int64, torch.int32, torch.int16):
-        raise TypeError(f"codes must be an integer tensor, got {getattr(codes, 'dtype', type(codes).__name__)}")
+    if not isinstance(codes, torch.Tensor) or codes.dtype == torch.bool or codes.is_floating_point() or codes.is_complex():
+        raise TypeError(f"codes must be a tensor of an integer type, got {getattr(codes, 'dtype', type(codes).__name__)}")
+    codes = codes.long()                              # unsigned types know no minimum
     if codes.dim() != 3 or not 1 <= codes.shape[1] <= n_q or 0 in codes.shape:
         raise ValueError(f"codes must be (B, 1 to {n_q} streams, at least 1 frame), got {list(codes.shape)}")
     if codes.min() < 0 or codes.max() >= card:
         raise ValueError(f"codes must lie in 0..{card - 1}, got {codes.min()}..{codes.max()}")
-    return codes.long()
+    return codes
 
 # %% ../nbs/04_vq.ipynb #5cb09a32
 class ResidualQuantizer(nn.Module):
@@ -171,11 +173,6 @@ class CodecNetwork(nn.Module):
         return super().load_state_dict(state_dict, strict, assign)
 
 # %% ../nbs/04_vq.ipynb #0ab34e4f
-def _each(function, pieces):
-    "Apply a function to every piece, when its turn comes if they come from an iterator"
-    return [function(piece) for piece in pieces] if isinstance(pieces, (list, tuple)) else map(function, pieces)
-
-# %% ../nbs/04_vq.ipynb #cff0a2ab
 class Codec(CodecNetwork):
     "Neural audio codec: audio (B, 1, T) <-> codes (B, K, F)"
     def encode(self, audio: torch.Tensor, sample_rate: int | None = None, window: float = 2.0) -> torch.Tensor:
@@ -188,6 +185,8 @@ class Codec(CodecNetwork):
     def decode(self, codes: torch.Tensor, length: int | None = None, window: float = 2.0) -> torch.Tensor:
         "Audio (B, 1, F * hop_length) of codes (B, k, F), `window` seconds at a time; `length` (samples) cuts the last frame"
         n = check_codes(codes, self.n_q, self.card).shape[2] * self.hop_length
+        if not isinstance(length, Integral | None):
+            raise TypeError(f"length must be a whole number of samples, got {length!r}")
         if length is not None and not n - self.hop_length < length <= n:
             raise ValueError(f"length must be in {n - self.hop_length + 1}..{n} for {codes.shape[2]} frames, got {length}")
         return torch.cat(list(self.stream_decode(codes.split(self._piece(window), -1))), -1)[..., :length]
@@ -195,14 +194,14 @@ class Codec(CodecNetwork):
     @torch.no_grad()
     def stream_encode(self, pieces: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
         "Codes (B, K, f) as soon as pieces of audio (B, 1, t) allow; concatenated, `encode` of the whole"
-        for latent in flow(self.encoder, _each(self._check, pieces)):
+        for latent in flow(self.encoder, pieces, self._check):
             yield self.quantizer.encode(latent)
 
     @torch.no_grad()
     def stream_decode(self, pieces: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
         "Audio (B, 1, t) as soon as pieces of codes (B, k, f) allow; concatenated, `decode` of the whole"
         like = next(self.decoder.parameters())
-        for audio in flow(self.decoder, _each(lambda codes: self.quantizer.decode(codes).to(like), pieces)):
+        for audio in flow(self.decoder, pieces, lambda codes: self.quantizer.decode(codes).to(like)):
             yield audio.float()
 
     def _check(self, audio):
@@ -212,6 +211,6 @@ class Codec(CodecNetwork):
         return audio.to(next(self.encoder.parameters()))
 
     def _piece(self, window):
-        if not window > 0:
-            raise ValueError(f"window must be a positive number of seconds, got {window}")
-        return max(1, round(window * self.frame_rate))                         # frames
+        if not isinstance(window, Real) or not window > 0:
+            raise ValueError(f"window must be a positive number of seconds, got {window!r}")
+        return max(1, round(min(window, 1e6) * self.frame_rate))               # frames; infinity is everything at once

@@ -37,6 +37,11 @@ def close(ours, theirs, atol=0.0, rtol=0.0):
     torch.testing.assert_close(ours.detach(), theirs, atol=atol, rtol=rtol)
 
 
+def close_to_largest(ours, theirs):
+    "Within 5e-5 of the largest value: ten times what rounding leaves"
+    assert (ours - theirs).abs().max() < 5e-5 * theirs.abs().max()
+
+
 def noise(*shape, seed=0):
     return 0.1 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
@@ -48,7 +53,7 @@ def test_mel_loss_and_its_gradient_equal_audiocraft(reference):
     loss = MelLoss(16_000, [2 ** i for i in range(6, 11)], f_min=64, form="audiocraft")(reference["real"], fake)
     loss.backward()
     close(loss, reference["msspec_loss"], rtol=1e-4)
-    assert (fake.grad - reference["msspec_grad_wrt_fake"]).abs().max() < 1e-3 * reference["msspec_grad_wrt_fake"].abs().max()
+    close_to_largest(fake.grad, reference["msspec_grad_wrt_fake"])
 
 
 @pytest.mark.parametrize("i", range(5))
@@ -95,8 +100,7 @@ def test_adversarial_losses_equal_audiocraft(reference, judged):
     close(generator_loss(fake[:1]), reference["crit_hinge_gen_disc0"], rtol=1e-4)
     close(discriminator_loss(real[:1], fake[:1]), reference["crit_hinge_real_disc0"] + reference["crit_hinge_fake_disc0"], rtol=1e-4)
     ours, = torch.autograd.grad(4 * generator_loss(fake) + 4 * feature_loss(real, fake), [audio], retain_graph=True)
-    theirs = reference["grad_4adv_4feat_wrt_fake"]
-    assert (ours - theirs).abs().max() < 1e-3 * theirs.abs().max()
+    close_to_largest(ours, reference["grad_4adv_4feat_wrt_fake"])
 
 
 @pytest.mark.parametrize("name", DISCRIMINATOR_PRESETS)
