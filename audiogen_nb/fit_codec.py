@@ -28,7 +28,7 @@ from .losses import MelLoss, mel_distance, si_sdr, time_loss
 from .observatory import CodebookUse, frames_of
 from .parallel import (average_gradients, mean_over_processes, own_part, processes, share_weights, sum_over_processes,
                                   world_size)
-from .sound import fade, fit_length, save_audio, set_level
+from .sound import check_audio, fade, fit_length, save_audio, set_level
 from .vq import Codec
 
 # %% ../nbs/06a_fit_codec.ipynb #c24229a7
@@ -278,7 +278,7 @@ def diagnose(
         found.append(Finding("discriminator too strong", last["step"],
                              f"its loss is {mean('discriminator'):.2f}, where 2 is guessing and 0 is certainty",
                              "lower learning_rate_discriminator, or let it join later (start_discriminator)"))
-    if sum("discriminator" in row for row in log) >= 200 and mean("discriminator") > 1.95:
+    if "discriminator" in named and sum("discriminator" in row for row in log) >= 200 and mean("discriminator") > 1.95:
         found.append(Finding("discriminator too weak", last["step"],
                              f"its loss is still {mean('discriminator'):.2f}, where 2 is guessing, so its advice is noise",
                              "raise learning_rate_discriminator, or train without a discriminator"))
@@ -290,10 +290,11 @@ def _check_clips(clips, sample_rate):
     if not len(clips):
         raise ValueError("there are no clips: pass at least one")
     for clip in clips:
+        name = clip.name or clip.source or clip.kind
         if clip.sample_rate != sample_rate:
-            raise ValueError(f"{clip.source} is at {clip.sample_rate} Hz and the codec at {sample_rate} Hz; use resample first")
-        if clip.audio.dim() != 2 or len(clip.audio) != 1:
-            raise ValueError(f"{clip.source} must be mono (1, T), got {list(clip.audio.shape)}; average the channels first")
+            raise ValueError(f"{name} is at {clip.sample_rate} Hz and the codec at {sample_rate} Hz; use resample first")
+        if check_audio(clip.audio, name).dim() != 2 or len(clip.audio) != 1:
+            raise ValueError(f"{name} must be mono (1, T), got {list(clip.audio.shape)}; average the channels first")
     if not any(clip.audio.any() for clip in clips):
         raise ValueError(f"all {len(clips)} clips are silent: there is nothing to learn")
 
