@@ -4,7 +4,7 @@ __version__ = "0.1.0"
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .audiogen import AudioGen, AudioLM, Codec
+    from .pipeline import AudioGen, AudioLM, Codec
 
 __all__ = ["AudioGen", "Codec", "AudioLM"]
 
@@ -12,8 +12,8 @@ __all__ = ["AudioGen", "Codec", "AudioLM"]
 def __getattr__(name):
     "Import a public class when it is first asked for, so that `import audiogen_nb` and `audiogen-nb --help` stay quick"
     if name in __all__:
-        from . import audiogen          # the last chapter: with it every class has all of its methods
-        return getattr(audiogen, name)
+        from . import pipeline
+        return getattr(pipeline, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -13,7 +13,7 @@ def pocket():
 
 
 def test_bundled_model_is_small_and_complete(pocket):
-    from audiogen_nb.audiogen import POCKET
+    from audiogen_nb.pipeline import POCKET
     assert sum(p.stat().st_size for p in POCKET.rglob("*") if p.is_file()) <= 24e6
     card = (POCKET / "README.md").read_text()
     for package in ("openttd-opensfx", "widelands-data", "wesnoth-1.16-data", "tuxpaint-stamps-default", "sonic-pi-samples"):
@@ -122,7 +122,7 @@ def test_callback_may_stop_and_keep_what_is_finished(tiny):
 
 
 def test_what_cannot_fit_is_refused_before_it_is_allocated(tiny, monkeypatch):
-    monkeypatch.setattr("audiogen_nb.budget.free_memory", lambda device="cpu": 1000)
+    monkeypatch.setattr("audiogen_nb.engine.budget.free_memory", lambda device="cpu": 1000)
     for call in (tiny.generate, tiny.generate_codes, tiny.stream):
         with pytest.raises(ValueError, match="GB are free"):
             call(["rain"] * 3)
@@ -186,7 +186,7 @@ def test_determinism_over_random_batches(tiny):
 def test_full_disk_leaves_nothing(pocket, tmp_path, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
-    monkeypatch.setattr("audiogen_nb.audiogen.save_file", full)
+    monkeypatch.setattr("audiogen_nb.pipeline.save_file", full)
     with pytest.raises(OSError, match="No space"):
         pocket.save_pretrained(tmp_path / "model")
     assert list(tmp_path.iterdir()) == []

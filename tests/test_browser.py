@@ -26,7 +26,7 @@ DECODE = """async () => {
 
 def slowed(notebook):
     "The front page with 20 ms more for every step: `pocket` is done before a browser finds the Stop button"
-    source = ("import time\nfrom audiogen_nb.studio import RunBar\nfast = RunBar.step\n"
+    source = ("import time\nfrom audiogen_nb.lab.studio import RunBar\nfast = RunBar.step\n"
               "RunBar.step = lambda self, *steps: (time.sleep(0.02), fast(self, *steps))")
     notebook["cells"].insert(0, {"cell_type": "code", "id": "slowed", "metadata": {}, "source": source, "outputs": [],
                                  "execution_count": None})

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from audiogen_nb import Codec, chunks
-from audiogen_nb.codec import CODEC_PRESETS
+from audiogen_nb.codec.seanet import CODEC_PRESETS
 
 
 def close(got, want, tolerance=1e-4):

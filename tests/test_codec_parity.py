@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file
 
 from audiogen_nb import Codec
-from audiogen_nb.codec import CodecConfig
-from audiogen_nb.codec_weights import codec_from_audiocraft, codec_to_audiocraft
+from audiogen_nb.codec.seanet import CodecConfig
+from audiogen_nb.peers.audiocraft_codec import codec_from_audiocraft, codec_to_audiocraft
 
 DATA = Path(__file__).parent / "data" / "parity"
 CONFIG = CodecConfig(n_filters=4, strides=(2, 4, 5, 8), dimension=16, n_q=4, card=64, norm="weight")

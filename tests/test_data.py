@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from audiogen_nb import recordings
-from audiogen_nb.data import Clip, SoundFolder, collate, normalise_caption, random_crop, split_clips
-from audiogen_nb.recordings import (PACKAGES, caption_table, cut_pieces, fetch_recordings, find_row, read_cat, read_recordings,
+from audiogen_nb.data.clips import Clip, SoundFolder, collate, normalise_caption, random_crop, split_clips
+from audiogen_nb.data.recordings import (PACKAGES, caption_table, cut_pieces, fetch_recordings, find_row, read_cat, read_recordings,
                                     recording_credits, trim_silence)
 from audiogen_nb.sound import level_db, save_audio
-from audiogen_nb.toy import TOY_SPECS, Knob, band, place, strike, sweep
-from audiogen_nb.toy_kinds import TOY_KINDS, ToyWorld, toy_clip
+from audiogen_nb.data.toy import TOY_SPECS, Knob, band, place, strike, sweep
+from audiogen_nb.data.toy import TOY_KINDS
+from audiogen_nb.data.toy_kinds import ToyWorld, toy_clip
 
 RATE = 16000
 
@@ -232,7 +233,7 @@ def test_world_does_not_touch_the_global_generator():
 
 
 def test_same_sound_in_another_process():
-    code = "from audiogen_nb.toy_kinds import ToyWorld; c = ToyWorld(9, 1)[4]; print(c.captions[0], c.audio.double().sum().item())"
+    code = "from audiogen_nb.data.toy_kinds import ToyWorld; c = ToyWorld(9, 1)[4]; print(c.captions[0], c.audio.double().sum().item())"
     runs = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": s}).stdout
             for s in ("1", "2")}
     assert len(runs) == 1 and runs != {""}

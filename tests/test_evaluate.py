@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from audiogen_nb import adherence as ad, evaluate as ev, listener as li, quality as qu
-from audiogen_nb.audiogen import AudioGen, Generation
-from audiogen_nb.lm import AudioLM
-from audiogen_nb.recordings import caption_table
-from audiogen_nb.text import load_text_encoder
-from audiogen_nb.toy_kinds import TOY_KINDS, TOY_SPECS, ToyWorld, toy_clip
-from audiogen_nb.vq import Codec
+from audiogen_nb.pipeline import AudioGen
+from audiogen_nb.sampling.request import Generation
+from audiogen_nb.lm.transformer import AudioLM
+from audiogen_nb.data.recordings import caption_table
+from audiogen_nb.text.encoders import load_text_encoder
+from audiogen_nb.data.toy import TOY_KINDS, TOY_SPECS
+from audiogen_nb.data.toy_kinds import ToyWorld, toy_clip
+from audiogen_nb.codec.vq import Codec
 
 KINDS = ["bell", "rain", "dog"]
 QUICK = li.ListenerTraining(n_steps=4, batch_size=4, width=2, seconds=1.0, n_each=3)

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from audiogen_nb import Codec
-from audiogen_nb.toy_kinds import ToyWorld
-from audiogen_nb.fit import load_checkpoint, read_config, read_log, read_settings, run_steps
-from audiogen_nb.fit_codec import Adversary, CodecTrainer, CodecTraining, codec_batch, diagnose, fit_codec_from_config
+from audiogen_nb.data.toy_kinds import ToyWorld
+from audiogen_nb.train.loop import load_checkpoint, read_config, read_log, read_settings, run_steps
+from audiogen_nb.train.codec import Adversary, CodecTrainer, CodecTraining, codec_batch, diagnose, fit_codec_from_config
 from audiogen_nb.sound import save_audio
 
 CONFIGS = Path(__file__).parent.parent / "audiogen_nb" / "configs"
@@ -59,7 +59,7 @@ def test_killed_ten_times_a_run_ends_in_the_same_bits(tmp_path):
     "SIGKILL at ten random moments, half of them while a checkpoint is being written; every checkpoint found is readable"
     config, folder, moments = write(tmp_path), tmp_path / "killed", random.Random(0)
     context = get_context("forkserver")              # one process imports everything and forks the runs: they start quickly
-    context.set_forkserver_preload(["audiogen_nb.fit_codec", "torch._dynamo"])
+    context.set_forkserver_preload(["audiogen_nb.train.codec", "torch._dynamo"])
     start = lambda name: context.Process(target=fit_codec_from_config, args=(config, tmp_path / name, False))
     for i, steps in enumerate(sorted(moments.sample(range(2, EVERYTHING["n_steps"] - 3), 10))):
         run = start("killed")
@@ -87,7 +87,7 @@ def test_killed_ten_times_a_run_ends_in_the_same_bits(tmp_path):
 def test_two_processes_equal_one(tmp_path, settings):
     "Losses and weights of the same global batches, by one process and by two"
     script = tmp_path / "train.py"
-    script.write_text("import sys; from audiogen_nb.fit_codec import fit_codec_from_config\n"
+    script.write_text("import sys; from audiogen_nb.train.codec import fit_codec_from_config\n"
                       "fit_codec_from_config(*sys.argv[1:3], False, start_from=sys.argv[3] if len(sys.argv) > 3 else None)")
     more = []
     if settings:
@@ -113,7 +113,7 @@ def test_two_processes_equal_one(tmp_path, settings):
 def test_a_batch_that_processes_cannot_share(tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = tmp_path / "part.py"
-    script.write_text("import torch; from audiogen_nb.parallel import own_part, processes\n"
+    script.write_text("import torch; from audiogen_nb.engine.processes import own_part, processes\n"
                       "with processes():\n    own_part(torch.zeros(3, 1))")
     done = subprocess.run([*launch, str(script)], capture_output=True, text=True)
     assert done.returncode and "a batch of 3 cannot be shared by 2 processes" in done.stderr
@@ -201,7 +201,7 @@ def outcome():
     clips, base = list(ToyWorld(6, seed=0, duration=0.6)), {**EVERYTHING, "n_steps": 4, "warmup": 1, "warmup_quantizer": 1, "start_discriminator": 1}
 
     def outcome(folder, **changes):
-        from audiogen_nb.fit_codec import fit_codec
+        from audiogen_nb.train.codec import fit_codec
         torch.manual_seed(0)
         codec, settings = Codec(Codec.preset("tiny")), CodecTraining(**{**base, **changes})
         fit_codec(codec, [clips], settings, folder, progress=False)

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from audiogen_nb import AudioLM
-from audiogen_nb.linear import Linear
-from audiogen_nb.lm import KVCache, LMConfig, check_memory
-from audiogen_nb.budget import LM_PRESETS, flops_per_step, memory_estimate, n_parameters
+from audiogen_nb.engine.linear import Linear
+from audiogen_nb.lm.transformer import KVCache
+from audiogen_nb.engine.budget import LMConfig, check_memory
+from audiogen_nb.engine.budget import LM_PRESETS, flops_per_step, memory_estimate, n_parameters
 
 TINY = AudioLM.preset("tiny")
 DTYPES = ["float32", "bfloat16", "int8"]

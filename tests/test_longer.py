@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from audiogen_nb.longer import seam_rank, seam_times
-from audiogen_nb.windows import decode_windows, plan_windows
+from audiogen_nb.lab.long_sounds import seam_rank, seam_times
+from audiogen_nb.engine.windows import decode_windows, plan_windows
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_a_sound_in_windows_is_what_generate_makes_of_each(model):
     codes = model.generate_codes("rain", duration=1.0, seed=3)
     assert codes.shape == (1, 2, 100)
     assert torch.equal(codes[..., :40], model.generate_codes("rain", duration=0.4, seed=3))
-    from audiogen_nb.sampling import derive_seed
+    from audiogen_nb.sampling.loop import derive_seed
     states, mask = model.text_encoder(["rain"])
     w = plan_windows(100, 0, 40, 10)[1]
     second = model.lm.generate(states, mask, w.end - w.start, prompt=codes[..., w.start:w.given], seeds=[derive_seed(3, 0, 1)])

@@ -7,8 +7,8 @@ import torch
 
 pytest.importorskip("peft")
 
-from audiogen_nb.toy_kinds import ToyWorld, toy_clip      # noqa: E402
-from audiogen_nb.lora import LoRATraining, adapters, fit_lora, merge_lora      # noqa: E402
+from audiogen_nb.data.toy_kinds import ToyWorld, toy_clip      # noqa: E402
+from audiogen_nb.train.lora import LoRATraining, adapters, fit_lora, merge_lora      # noqa: E402
 
 SETTINGS = LoRATraining(n_steps=12, batch_size=4, learning_rate=2e-2, warmup=2, n_items=8, checkpoint_every=5, sample_every=6)
 
@@ -50,7 +50,7 @@ def test_only_adapters_are_kept(tiny, run):
 
 def test_a_run_cut_in_two_is_the_run_in_one(tiny, clips, run, tmp_path, monkeypatch):
     _, whole = run
-    import audiogen_nb.fit_lm as module
+    import audiogen_nb.train.lm as module
     batch, calls = module.lm_batch, []
 
     def die(*args):
@@ -119,7 +119,7 @@ def test_bad_input(tiny, clips, run, tmp_path):
     torch.save({}, tmp_path / "pickled" / "adapter_model.bin")
     with pytest.raises(FileNotFoundError, match="safetensors"):
         merge_lora(tiny, tmp_path / "pickled")
-    from audiogen_nb.lm import AudioLM
+    from audiogen_nb.lm.transformer import AudioLM
     other = copy.copy(tiny)
     other.lm = AudioLM(AudioLM.preset("pocket"))
     with pytest.raises(ValueError, match="do not fit"):
@@ -130,7 +130,7 @@ def test_bad_input(tiny, clips, run, tmp_path):
 def test_peft_is_imported_lazily_and_missed_clearly(tiny_folder):
     import subprocess
     import sys
-    code = ("import sys, audiogen_nb.lora as l; assert 'peft' not in sys.modules; sys.modules['peft'] = None\n"
+    code = ("import sys, audiogen_nb.train.lora as l; assert 'peft' not in sys.modules; sys.modules['peft'] = None\n"
             f"from audiogen_nb import AudioGen; m = AudioGen.from_pretrained({str(tiny_folder)!r})\n"
             "with l.adapters(m, l.LoRATraining()): pass")
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

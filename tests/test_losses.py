@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 from torch import distributed, multiprocessing
 
-from audiogen_nb.adversarial import (DISCRIMINATOR_PRESETS, DiscriminatorConfig, MSSTFTDiscriminator, discriminator_loss,
+from audiogen_nb.codec.adversarial import (DISCRIMINATOR_PRESETS, DiscriminatorConfig, MSSTFTDiscriminator, discriminator_loss,
                                      feature_loss, generator_loss)
-from audiogen_nb.balancer import Balancer
-from audiogen_nb.losses import MelLoss, MelScale
+from audiogen_nb.codec.balancer import Balancer
+from audiogen_nb.codec.losses import MelLoss, MelScale
 
 DATA = Path(__file__).parent / "data" / "parity"
 WEIGHTS = {"a": 4.0, "b": 1.0, "c": 0.1}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from audiogen_nb.mixing import JOINERS, audiocraft_mix, join_captions, mix_batch, mix_pair, random_mix
+from audiogen_nb.data.mixing import JOINERS, audiocraft_mix, join_captions, mix_batch, mix_pair, random_mix
 from audiogen_nb.sound import level_db
 
 DATA = Path(__file__).parent / "data"

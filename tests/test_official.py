@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 from audiogen_nb import AudioGen
-from audiogen_nb.checkpoint import find_folder, new_folder, read_checkpoint, read_yaml
+from audiogen_nb.peers.pickles import find_folder, read_checkpoint, read_yaml
+from audiogen_nb.files import new_folder
 from audiogen_nb.cli import main
-from audiogen_nb.ladder import parity_ladder
-from audiogen_nb.official import FILES, NamedTextEncoder, load_audiocraft, save_audiocraft
+from audiogen_nb.peers.parity import parity_ladder
+from audiogen_nb.peers.audiocraft import FILES, NamedTextEncoder, load_audiocraft, save_audiocraft
 
 PARITY = Path(__file__).parent / "data" / "parity"
 EXPECTED = load_file(PARITY / "expected.safetensors")
@@ -306,7 +307,7 @@ def their_logits(folder, sequence, text, mask):
 
 
 def test_musicgen_in_and_out(musicgen_folder, tmp_path, capsys):
-    from audiogen_nb.musicgen import save_musicgen
+    from audiogen_nb.peers.musicgen import save_musicgen
     model = AudioGen.from_pretrained(musicgen_folder)
     assert "CC BY-NC" in capsys.readouterr().err
     sequence, text = torch.randint(33, (2, 4, 9)), torch.randn(2, 5, 24)
@@ -321,7 +322,7 @@ def test_musicgen_in_and_out(musicgen_folder, tmp_path, capsys):
 
 def test_musicgen_agrees_with_pocket(pocket):
     pytest.importorskip("transformers")
-    from audiogen_nb.musicgen import twin_rungs
+    from audiogen_nb.peers.musicgen import twin_rungs
     assert all(rung.passed for rung in twin_rungs(pocket.lm, n_frames=8, seed=1))
 
 
@@ -350,7 +351,7 @@ def test_convert_refuses(tmp_path, capsys, argv, message):
 
 PEAK = """
 import contextlib, io, re, sys
-from audiogen_nb.official import NamedTextEncoder, load_audiocraft
+from audiogen_nb.peers.audiocraft import NamedTextEncoder, load_audiocraft
 def memory(what): return int(re.search(what + r":\\s+(\\d+)", open("/proc/self/status").read()).group(1)) * 1024
 def load(folder): return load_audiocraft(folder, text_encoder=NamedTextEncoder("t5-large", 32), dtype=sys.argv[3])
 with contextlib.redirect_stderr(io.StringIO()):

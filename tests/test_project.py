@@ -19,7 +19,9 @@ BIN = Path(sys.executable).parent
 NOTEBOOKS = [ROOT / "index.ipynb", *sorted((ROOT / "nbs").rglob("*.ipynb"))]
 NOTEBOOKS = [p for p in NOTEBOOKS if not any(part.startswith(".") for part in p.relative_to(ROOT).parts)]
 NAMES = [str(p.relative_to(ROOT)) for p in NOTEBOOKS]
-MODULES = sorted(p.stem for p in (ROOT / "audiogen_nb").glob("*.py") if not p.stem.startswith("_"))
+LIBRARY = ROOT / "audiogen_nb"
+MODULES = sorted(".".join(p.relative_to(LIBRARY).with_suffix("").parts) for p in LIBRARY.rglob("*.py")
+                 if not p.stem.startswith("_"))
 HEAVY = ["torch", "torchaudio", "matplotlib", "IPython", "ipywidgets", "transformers", "accelerate"]
 LAZY = [name for name in HEAVY if not name.startswith("torch")]
 ABSOLUTE = re.compile(r"(?<![\w.~:/])/(?:work|root|home|Users|tmp|opt|usr)/\w|site-packages")
@@ -46,11 +48,11 @@ def test_library_is_what_the_notebooks_export(tmp_path):
     for name in ["settings.ini", "pyproject.toml", "README.md", "index.ipynb"]:
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "audiogen_nb").mkdir()
-    shutil.copy(ROOT / "audiogen_nb" / "__init__.py", tmp_path / "audiogen_nb")
+    shutil.copy(LIBRARY / "__init__.py", tmp_path / "audiogen_nb")
     done = run(BIN / "nbdev_export", cwd=tmp_path)
     assert done.returncode == 0, done.stdout
-    exported = {p.name: p.read_text() for p in (tmp_path / "audiogen_nb").glob("*.py")}
-    committed = {p.name: p.read_text() for p in (ROOT / "audiogen_nb").glob("*.py")}
+    exported, committed = ({p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*.py")}
+                           for folder in (tmp_path / "audiogen_nb", LIBRARY))
     assert set(exported) == set(committed), \
         f"modules without a notebook, or never exported: {set(exported) ^ set(committed)}; run `make export`"
     stale = [name for name in committed if exported[name] != committed[name]]

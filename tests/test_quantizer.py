@@ -4,12 +4,12 @@ import sys
 
 import torch
 
-from audiogen_nb.vq import ResidualQuantizer, draw_levels
+from audiogen_nb.codec.vq import ResidualQuantizer, draw_levels
 
 WORKER = """
 import sys, torch
 from torch import distributed
-from audiogen_nb.vq import ResidualQuantizer
+from audiogen_nb.codec.vq import ResidualQuantizer
 rank, folder = int(sys.argv[1]), sys.argv[2]
 distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
 state = torch.load(f"{folder}/start.pt")

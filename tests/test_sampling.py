@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from audiogen_nb import AudioGen
-from audiogen_nb.sampling import best_of, check_sampling, derive_seed, guide
+from audiogen_nb.sampling.loop import best_of, derive_seed
+from audiogen_nb.sampling.choosing import check_sampling, guide
 
 from test_lm import TINY, loud, replace, text
 

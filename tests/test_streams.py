@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from audiogen_nb.streams import DelayPattern, FlattenPattern, ParallelPattern, StreamPattern, get_pattern
+from audiogen_nb.lm.streams import DelayPattern, FlattenPattern, ParallelPattern, StreamPattern, get_pattern
 
 REFERENCE = json.loads((Path(__file__).parent / "data" / "pattern.json").read_text())
 KINDS = [ParallelPattern, DelayPattern, FlattenPattern]

@@ -4,7 +4,7 @@ import time
 import pytest
 import torch
 
-from audiogen_nb.studio import Job, Playground, Settings, Stopped, make_take, playground, take_figure, take_player
+from audiogen_nb.lab.studio import Job, Playground, Settings, Stopped, make_take, playground, take_figure, take_player
 
 
 def wait(app):

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import audiogen_nb
-from audiogen_nb.captions import CachedTextEncoder
-from audiogen_nb.distill import (distill_pocket_text, importance, pocket_vocab, principal_directions, quantise_rows,
+from audiogen_nb.text.captions import CachedTextEncoder
+from audiogen_nb.text.distill import (distill_pocket_text, importance, pocket_vocab, principal_directions, quantise_rows,
                                  read_sound_words, word_forms)
-from audiogen_nb.text import (HFTextEncoder, PocketTextEncoder, TextEncoder, check_texts, content_words, drop_text,
+from audiogen_nb.text.encoders import (HFTextEncoder, PocketTextEncoder, TextEncoder, check_texts, content_words, drop_text,
                               load_text_encoder, pad_states, word_pieces)
 
 BUNDLED = Path(audiogen_nb.__file__).parent / "pocket" / "text"
@@ -181,7 +181,7 @@ def test_normaliser_round_trip_and_missing_package(t5, tmp_path):
     del config["normalise"]                                    # written before there was the option
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert not load_text_encoder(tmp_path).normalise
-    code = "import sys, audiogen_nb.text as t; sys.modules['simplemma'] = None; t.content_words('dogs')"
+    code = "import sys, audiogen_nb.text.encoders as t; sys.modules['simplemma'] = None; t.content_words('dogs')"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "pip install simplemma" in run.stderr
 
@@ -236,8 +236,8 @@ def test_cache_mends_damage_keeps_its_bound_and_knows_its_encoder(t5, pocket, tm
 
 
 def test_training_with_an_expensive_encoder_reads_each_caption_once(pocket, tmp_path, monkeypatch):
-    from audiogen_nb.fit_lm import LMTraining, TokenCache, fit_lm
-    from audiogen_nb.lm import AudioLM
+    from audiogen_nb.train.lm import LMTraining, TokenCache, fit_lm
+    from audiogen_nb.lm.transformer import AudioLM
     monkeypatch.setenv("AUDIOGEN_NB_CACHE", str(tmp_path / "cache"))
     tokens = TokenCache(torch.randint(32, (6, 2, 20)).short(), [[f"sound {'abcdef'[i]}"] for i in range(6)])
     encoder, settings = Counting(pocket), LMTraining(n_steps=4, batch_size=6, bfloat16=False, drop_text=0.0)
@@ -264,10 +264,10 @@ def test_t5_round_trip_and_errors(t5, tmp_path):
 
 
 def test_transformers_is_imported_lazily():
-    code = "import sys, audiogen_nb.text as t; sys.modules['transformers'] = None; t.HFTextEncoder('t5-small')"
+    code = "import sys, audiogen_nb.text.encoders as t; sys.modules['transformers'] = None; t.HFTextEncoder('t5-small')"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "pip install transformers" in run.stderr
-    code = "import sys, audiogen_nb.text; assert 'transformers' not in sys.modules and 'matplotlib' not in sys.modules"
+    code = "import sys, audiogen_nb.text.encoders; assert 'transformers' not in sys.modules and 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from audiogen_nb.words import attention_weights, leave_one_out, show_words, without_each_word, word_gains
+from audiogen_nb.lab.words import attention_weights, leave_one_out, show_words, without_each_word, word_gains
 
 
 def test_attention_weights_are_what_the_block_uses(tiny):
