@@ -69,7 +69,7 @@ def main(
     return 2
 
 # %% ../nbs/engine/cli.ipynb #61ccb312
-def _check_request(texts, prompt_audio, duration, guidance_scale, temperature, top_k, top_p):
+def _check_texts(texts, prompt_audio, duration, guidance_scale, temperature, top_k, top_p):
     "Refuse what no model could do"
     from audiogen_nb.sampling.choosing import check_sampling
     if not texts and prompt_audio is None:
@@ -104,7 +104,7 @@ def generate_command(
     "Generate sounds from texts, or continue one."
     texts, top_p = text or [], 0.0 if top_k is not None and top_p is None else top_p
     sampling = dict(guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p)
-    _check_request(texts, prompt_audio, duration, **sampling)
+    _check_texts(texts, prompt_audio, duration, **sampling)
     if negative_prompt is not None and (guidance_scale == 1 or not negative_prompt.strip()):
         raise ValueError("--negative-prompt needs words, and a --guidance-scale above 1 to act through")
     if best_of > 1 and not texts:
@@ -151,6 +151,7 @@ def encode_command(
     "Turn a sound file into codes."
     from safetensors.torch import save_file
 
+    from audiogen_nb.engine.chunks import StreamingCodec
     from audiogen_nb.pipeline import AudioGen
     from audiogen_nb.files import atomic_path
     from audiogen_nb.sound import load_audio, resample
@@ -158,7 +159,7 @@ def encode_command(
     audio, rate = load_audio(sound)
     codec = AudioGen.from_pretrained(model).codec
     audio = resample(audio, rate, codec.sample_rate)
-    codes = codec.encode(audio[None])[0]                                     # (K, F)
+    codes = StreamingCodec(codec).encode(audio[None])[0]                                     # (K, F)
     with atomic_path(out) as temporary:
         save_file({"codes": codes.int()}, temporary, {**_codec_facts(codec), "n_samples": str(audio.shape[-1])})
     print(out)
@@ -172,6 +173,7 @@ def decode_command(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ):
     "Turn codes back into a sound file."
+    from audiogen_nb.engine.chunks import StreamingCodec
     from audiogen_nb.pipeline import AudioGen
     from audiogen_nb.sound import save_audio
     check_destination(out, force)
@@ -180,7 +182,7 @@ def decode_command(
     for name, own in _codec_facts(codec).items():
         if facts.get(name) != own:
             raise ValueError(f"{codes} was made by another codec ({name} {facts.get(name)}, here {own}); pass its --model")
-    print(save_audio(out, codec.decode(values[None])[0, :, :n_samples], codec.sample_rate, overwrite=True))
+    print(save_audio(out, StreamingCodec(codec).decode(values[None])[0, :, :n_samples], codec.sample_rate, overwrite=True))
 
 # %% ../nbs/engine/cli.ipynb #f6995939
 def _read_codes(path):
@@ -228,7 +230,7 @@ def fit_lm_command(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ):
     "Train a language model on a codec's tokens, and save the whole model."
-    from audiogen_nb.pipeline import fit_lm_from_config
+    from audiogen_nb.train.lm import fit_lm_from_config
     fit_lm_from_config(config, codec_run, out, not quiet, start_from)
     print(out / "model")
 
@@ -284,7 +286,7 @@ def convert_command(
                                                           "by default the one it names.")] = None,
 ):
     "Convert a model between this book's layout, AudioCraft's and transformers' MusicGen."
-    from audiogen_nb.peers.musicgen import convert
+    from audiogen_nb.peers.convert import convert
     print(convert(source, destination, to, weights, text_encoder))
 
 # %% ../nbs/engine/cli.ipynb #93d158cd

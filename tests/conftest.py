@@ -23,7 +23,7 @@ def tiny():
     "An untrained model of a few thousand parameters: obeys every rule, makes noise"
     import torch
     from audiogen_nb import AudioGen, AudioLM, Codec
-    from audiogen_nb.pipeline import POCKET
+    from audiogen_nb.hub import POCKET
     from audiogen_nb.sampling.request import Generation
     from audiogen_nb.text.encoders import load_text_encoder
     torch.manual_seed(0)

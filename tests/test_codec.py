@@ -9,8 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from audiogen_nb import Codec, chunks
+from audiogen_nb import Codec
 from audiogen_nb.codec.seanet import CODEC_PRESETS
+from audiogen_nb.engine import chunks
+from audiogen_nb.engine.chunks import StreamingCodec
 
 
 def close(got, want, tolerance=1e-4):
@@ -54,12 +56,12 @@ def test_any_chunking_equals_the_whole(name):
         sound = codec.decoder(codec.quantizer.decode(codes))
         cuts = lambda n: sorted(rng.randrange(1, n) for _ in range(4)) if n > 1 else []
         for pieces in (codes.split(1, -1), codes.tensor_split(sorted({*cuts(codes.shape[-1])}), -1)):
-            close(torch.cat(list(codec.stream_decode(iter(pieces))), -1), sound)
+            close(torch.cat(list(StreamingCodec(codec).decode_pieces(iter(pieces))), -1), sound)
         for window in (0.004, 0.05, 100.0):
-            close(codec.decode(codes, window=window), sound)
-            assert torch.equal(codec.encode(audio, window=window), codes)
+            close(StreamingCodec(codec).decode(codes, window=window), sound)
+            assert torch.equal(StreamingCodec(codec).encode(audio, window=window), codes)
         pieces = audio.tensor_split(sorted({*cuts(n_samples)}), -1)
-        assert torch.equal(torch.cat(list(codec.stream_encode(iter(pieces))), -1), codes)
+        assert torch.equal(torch.cat(list(StreamingCodec(codec).encode_pieces(iter(pieces))), -1), codes)
         assert codec.decode(codes, length=n_samples).shape == audio.shape
 
 
@@ -67,7 +69,7 @@ def test_pieces_of_sound_come_while_codes_are_still_coming():
     torch.manual_seed(0)
     codec, asked = Codec(Codec.preset("tiny")).eval(), []
     codes = torch.randint(32, (1, 2, 20))
-    stream = codec.stream_decode(asked.append(i) or codes[..., i:i + 1] for i in range(20))
+    stream = StreamingCodec(codec).decode_pieces(asked.append(i) or codes[..., i:i + 1] for i in range(20))
     next(stream)
     assert len(asked) <= 5
 
@@ -82,9 +84,9 @@ def test_the_full_size_codec_in_pieces_equals_the_whole():
     assert any(layer.conv.weight.numel() >= chunks._LARGE for layer in codec.encoder if hasattr(layer, "conv"))
     scale = latent.abs().max()
     for pieces in ((audio,), audio.split(5000, -1), iter(audio.split(3999, -1))):
-        close(torch.cat(list(chunks.flow(codec.encoder, pieces)), -1) / scale, latent / scale, 1e-5)
+        close(torch.cat(list(chunks.run_pieces(codec.encoder, pieces)), -1) / scale, latent / scale, 1e-5)
     for pieces in ((codes,), codes.split(25, -1), iter(codes.split([1, 1, 1, 40, 7], -1))):
-        close(torch.cat(list(codec.stream_decode(pieces)), -1), sound, 1e-5)
+        close(torch.cat(list(StreamingCodec(codec).decode_pieces(pieces)), -1), sound, 1e-5)
 
 
 def peak(run):
@@ -105,10 +107,10 @@ def test_memory_of_a_long_sound_is_bounded():
     codec.decode(codec.encode(torch.zeros(1, 1, 160)))                                # prepares the weights
     for seconds in (3, 9):
         codes, audio = torch.randint(32, (1, 2, 100 * seconds)), 0.1 * torch.randn(1, 1, 16_000 * seconds)
-        streams = (lambda: codec.stream_decode(codes.split(50, -1)), lambda: codec.stream_encode(audio.split(8000, -1)))
+        streams = (lambda: StreamingCodec(codec).decode_pieces(codes.split(50, -1)), lambda: StreamingCodec(codec).encode_pieces(audio.split(8000, -1)))
         most.append([peak(lambda: [None for _ in stream()]) for stream in streams])
-        assert peak(lambda: codec.decode(codes, window=0.5)) <= most[0][0] + 2 * audio.nbytes, "pieces, and joined"
-        assert peak(lambda: codec.encode(audio, window=0.5)) <= most[0][1] + 2 * audio.nbytes, "the check of the whole"
+        assert peak(lambda: StreamingCodec(codec).decode(codes, window=0.5)) <= most[0][0] + 2 * audio.nbytes, "pieces, and joined"
+        assert peak(lambda: StreamingCodec(codec).encode(audio, window=0.5)) <= most[0][1] + 2 * audio.nbytes, "the check of the whole"
     assert all(long <= 1.05 * short for short, long in zip(*most)), most
     assert max(most[0]) < 1.5e6, "between pieces only the steps still needed are kept"
 
@@ -164,17 +166,17 @@ def test_prepared_weights_are_kept_in_evaluation_mode_only_and_die_with_the_code
     gc.collect()
     codes, n = torch.randint(32, (1, 2, 9)), len(chunks._PREPARED)
     codec = Codec(replace(CODEC_PRESETS["tiny"], norm="none")).train()
-    first, names = codec.decode(codes), set(codec.state_dict())
+    first, names = StreamingCodec(codec).decode(codes), set(codec.state_dict())
     assert len(chunks._PREPARED) == n, "training mode keeps nothing"
-    assert torch.equal(codec.eval().decode(codes), first)
+    assert torch.equal(StreamingCodec(codec.eval()).decode(codes), first)
     kept = [chunks._PREPARED[layer][1][0] for layer in codec.decoder.modules() if layer in chunks._PREPARED]
     assert kept and set(codec.state_dict()) == names
-    codec.decode(codes)
+    StreamingCodec(codec).decode(codes)
     again = [chunks._PREPARED[layer][1][0] for layer in codec.decoder.modules() if layer in chunks._PREPARED]
     assert all(a is b for a, b in zip(kept, again, strict=True)), "nothing is prepared twice"
     for other in (copy.deepcopy(codec), pickle.loads(pickle.dumps(codec))):
         assert not any(layer in chunks._PREPARED for layer in other.modules())
-        assert torch.equal(other.decode(codes), first)
+        assert torch.equal(StreamingCodec(other).decode(codes), first)
     del codec, other
     gc.collect()
     assert len(chunks._PREPARED) == n
@@ -185,14 +187,14 @@ def test_streams_share_weights_and_nothing_else():
     torch.manual_seed(0)
     codec = Codec(replace(CODEC_PRESETS["tiny"], lstm_layers=1)).eval()
     codes = [torch.randint(32, (1, 2, 12)) for _ in range(2)]
-    whole = [codec.decode(c, window=0.02) for c in codes]
-    streams, out = [codec.stream_decode(c.split(2, -1)) for c in codes], ([], [])
+    whole = [StreamingCodec(codec).decode(c, window=0.02) for c in codes]
+    streams, out = [StreamingCodec(codec).decode_pieces(c.split(2, -1)) for c in codes], ([], [])
     for pair in zip(*streams):
         for piece, got in zip(pair, out):
             got.append(piece)
     assert all(torch.equal(torch.cat(got, -1), want) for got, want in zip(out, whole))
     fresh, out = copy.deepcopy(codec), [None, None]
-    threads = [threading.Thread(target=lambda i=i: out.__setitem__(i, fresh.decode(codes[i], window=0.02))) for i in (0, 1)]
+    threads = [threading.Thread(target=lambda i=i: out.__setitem__(i, StreamingCodec(fresh).decode(codes[i], window=0.02))) for i in (0, 1)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -233,13 +235,16 @@ def test_bad_codes_are_refused(tiny, spoil, error, words):
     with pytest.raises(error, match=words):
         tiny.codec.decode(spoil(codes))
     with pytest.raises(error, match=words):
-        list(tiny.codec.stream_decode(iter([spoil(codes)])))
+        list(StreamingCodec(tiny.codec).decode_pieces(iter([spoil(codes)])))
 
 
 @pytest.mark.parametrize("spoil, options, error, words", BAD_AUDIO)
 def test_bad_audio_is_refused(tiny, spoil, options, error, words):
     with pytest.raises(error, match=words):
-        tiny.codec.encode(spoil(torch.zeros(1, 1, 500)), **options)
+        StreamingCodec(tiny.codec).encode(spoil(torch.zeros(1, 1, 500)), **options)
+    if "window" not in options:
+        with pytest.raises(error, match=words):
+            tiny.codec.encode(spoil(torch.zeros(1, 1, 500)), **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32])
@@ -251,8 +256,8 @@ def test_every_integer_type_is_taken(tiny, dtype):
 def test_windows_and_lengths(tiny):
     audio = 0.1 * torch.randn(1, 1, 500, generator=torch.Generator().manual_seed(0))
     codes = tiny.codec.encode(audio)
-    assert torch.equal(tiny.codec.encode(audio, window=float("inf")), codes), "everything at once"
-    assert tiny.codec.decode(codes, window=10 ** 400, length=500).shape == audio.shape
+    assert torch.equal(StreamingCodec(tiny.codec).encode(audio, window=float("inf")), codes), "everything at once"
+    assert StreamingCodec(tiny.codec).decode(codes, window=10 ** 400, length=500).shape == audio.shape
     with pytest.raises(TypeError, match="whole number of samples, got 500.0"):
         tiny.codec.decode(codes, length=500.0)
 
@@ -262,9 +267,9 @@ def test_a_stream_may_not_change_its_shape(tiny):
     for other in (codes[:, :1], codes[:1]):
         for pieces in ([codes, other], iter([codes, other])):
             with pytest.raises(ValueError, match="every piece must have the shape of the first"):
-                list(tiny.codec.stream_decode(pieces))
+                list(StreamingCodec(tiny.codec).decode_pieces(pieces))
     with pytest.raises(ValueError, match="shape of the first"):
-        list(tiny.codec.stream_encode([torch.zeros(2, 1, 400), torch.zeros(1, 1, 400)]))
+        list(StreamingCodec(tiny.codec).encode_pieces([torch.zeros(2, 1, 400), torch.zeros(1, 1, 400)]))
 
 
 def test_double_and_half_audio_is_taken(tiny):
@@ -279,3 +284,12 @@ def test_weights_of_another_geometry_are_refused():
         Codec(CODEC_PRESETS["tiny"]).load_state_dict(other.state_dict())
     with pytest.raises(ValueError, match="absent"):
         Codec(CODEC_PRESETS["tiny"]).load_state_dict({})
+
+
+def test_the_codec_runs_its_own_modules(tiny):
+    seen = []
+    hooks = [part.register_forward_hook(lambda *_: seen.append(True)) for part in (tiny.codec.encoder[0], tiny.codec.decoder[0])]
+    tiny.codec.decode(tiny.codec.encode(torch.zeros(1, 1, 500)))
+    for hook in hooks:
+        hook.remove()
+    assert len(seen) == 2

@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 
 from audiogen_nb import Codec
 from audiogen_nb.codec.seanet import CodecConfig
+from audiogen_nb.engine.chunks import folded
 from audiogen_nb.peers.audiocraft_codec import codec_from_audiocraft, codec_to_audiocraft
 
 DATA = Path(__file__).parent / "data" / "parity"
@@ -75,14 +76,14 @@ def test_both_spellings_of_weight_norm_load(codec, state):
 
 @torch.no_grad()
 def test_folded_and_bfloat16(codec, expected):
-    folded = codec.fold()
-    close(folded.decode(expected["codes"]), expected["decoded"])
-    assert torch.equal(folded.encode(expected["wav"]), expected["codes"])
-    again = Codec(folded.config)
-    again.load_state_dict(folded.state_dict())
+    plain = folded(codec)
+    close(plain.decode(expected["codes"]), expected["decoded"])
+    assert torch.equal(plain.encode(expected["wav"]), expected["codes"])
+    again = Codec(plain.config)
+    again.load_state_dict(plain.state_dict())
     close(again.eval().decode(expected["codes"]), expected["decoded"])
-    assert not any("parametrizations" in name for name in folded.state_dict())
-    half = codec.fold(torch.bfloat16)
+    assert not any("parametrizations" in name for name in plain.state_dict())
+    half = folded(codec, torch.bfloat16)
     noise = half.decode(expected["codes"]) - expected["decoded"]
     assert noise.dtype == torch.float32 and 10 * torch.log10(expected["decoded"].square().mean() / noise.square().mean()) > 20
     assert half.encode(expected["wav"]).shape == expected["codes"].shape

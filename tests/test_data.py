@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from audiogen_nb import recordings
+from audiogen_nb.data import recordings
 from audiogen_nb.data.clips import Clip, SoundFolder, collate, normalise_caption, random_crop, split_clips
 from audiogen_nb.data.recordings import (PACKAGES, caption_table, cut_pieces, fetch_recordings, find_row, read_cat, read_recordings,
                                     recording_credits, trim_silence)

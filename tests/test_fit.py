@@ -16,7 +16,8 @@ import torch
 
 from audiogen_nb import Codec
 from audiogen_nb.data.toy_kinds import ToyWorld
-from audiogen_nb.train.loop import load_checkpoint, read_config, read_log, read_settings, run_steps
+from audiogen_nb.train.loop import load_checkpoint, read_log, run_steps
+from audiogen_nb.train.runs import read_config, read_settings
 from audiogen_nb.train.codec import Adversary, CodecTrainer, CodecTraining, codec_batch, diagnose, fit_codec_from_config
 from audiogen_nb.sound import save_audio
 

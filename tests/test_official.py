@@ -12,11 +12,13 @@ import torch
 from safetensors.torch import load_file
 
 from audiogen_nb import AudioGen
-from audiogen_nb.peers.pickles import find_folder, read_checkpoint, read_yaml
+from audiogen_nb.hub import AUDIOCRAFT_FILES, model_folder
+from audiogen_nb.peers.pickles import read_checkpoint, read_yaml
 from audiogen_nb.files import new_folder
 from audiogen_nb.cli import main
 from audiogen_nb.peers.parity import parity_ladder
-from audiogen_nb.peers.audiocraft import FILES, NamedTextEncoder, load_audiocraft, save_audiocraft
+from audiogen_nb.peers.audiocraft import NamedTextEncoder, save_audiocraft
+from audiogen_nb.pipeline import load_audiocraft
 
 PARITY = Path(__file__).parent / "data" / "parity"
 EXPECTED = load_file(PARITY / "expected.safetensors")
@@ -31,7 +33,7 @@ def official():
 def package(folder, file, change):
     "A copy of a fixture's file with something else in it"
     folder.mkdir(exist_ok=True)
-    for name in FILES:
+    for name in AUDIOCRAFT_FILES:
         content = torch.load(PARITY / name, weights_only=True)
         torch.save(change(content) if name == file else content, folder / name)
     return folder
@@ -93,7 +95,7 @@ def test_smaller_precisions_stay_close(dtype, worst):
 
 def test_round_trip_is_exact(official, tmp_path):
     save_audiocraft(official, tmp_path / "back")
-    for file in FILES:
+    for file in AUDIOCRAFT_FILES:
         first, second = (torch.load(where / file, weights_only=True) for where in (PARITY, tmp_path / "back"))
         assert list(second) == list(first) and second["exported"] is True
         assert set(first["best_state"]) == set(second["best_state"])
@@ -111,7 +113,7 @@ def test_written_settings_agree_with_audiocrafts_own(official, tmp_path):
             return [d for k in a if k not in free for d in differences(a[k], b.get(k, "absent"), f"{path}.{k}")]
         return [] if a == b else [(path, a, b)]
 
-    for file in FILES:
+    for file in AUDIOCRAFT_FILES:
         assert differences(read_checkpoint(PARITY / file).config, read_checkpoint(tmp_path / "back" / file).config) == []
 
 
@@ -157,18 +159,18 @@ def test_a_malicious_pickle_is_refused_and_nothing_runs(tmp_path, where):
     trap, target = Trap(spring), tmp_path / "bad"
     if where in ("state", "configuration", "version"):
         key = {"state": "best_state", "configuration": "xp.cfg", "version": "version"}[where]
-        package(target, FILES[0], lambda content: {**content, key: {"a": trap} if key == "best_state" else trap})
+        package(target, AUDIOCRAFT_FILES[0], lambda content: {**content, key: {"a": trap} if key == "best_state" else trap})
     else:
-        package(target, FILES[0], lambda content: content)
+        package(target, AUDIOCRAFT_FILES[0], lambda content: content)
         if where == "whole file":
-            torch.save(trap, target / FILES[0])
+            torch.save(trap, target / AUDIOCRAFT_FILES[0])
         else:
-            (target / FILES[0]).write_bytes(pickle.dumps(trap, protocol=2))
+            (target / AUDIOCRAFT_FILES[0]).write_bytes(pickle.dumps(trap, protocol=2))
     with pytest.raises(ValueError, match="refused, nothing of it was run.*mkdir"):
         load_audiocraft(target)
     assert not spring.exists()
     torch_load = torch.load
-    torch_load(target / FILES[0], weights_only=False) if where != "no archive" else pickle.loads((target / FILES[0]).read_bytes())
+    torch_load(target / AUDIOCRAFT_FILES[0], weights_only=False) if where != "no archive" else pickle.loads((target / AUDIOCRAFT_FILES[0]).read_bytes())
     assert spring.exists()                                          # it was a real trap
 
 
@@ -186,7 +188,7 @@ def test_unreadable_configurations(text, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", AUDIOCRAFT_FILES)
 @pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.99])
 def test_truncated_files(tmp_path, file, keep):
     target = package(tmp_path / "cut", file, lambda content: content)
@@ -197,7 +199,7 @@ def test_truncated_files(tmp_path, file, keep):
     assert str(target / file) in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", AUDIOCRAFT_FILES)
 def test_a_missing_file_is_named(tmp_path, file):
     target = package(tmp_path / "less", file, lambda content: content)
     (target / file).unlink()
@@ -205,7 +207,7 @@ def test_a_missing_file_is_named(tmp_path, file):
         load_audiocraft(target)
 
 
-LM, CODEC = FILES
+LM, CODEC = AUDIOCRAFT_FILES
 
 
 @pytest.mark.parametrize("file,change,message", [
@@ -261,7 +263,7 @@ def test_what_cannot_fit_is_refused_before_it_is_read(monkeypatch):
 
 def test_a_name_that_leads_nowhere(monkeypatch):
     with pytest.raises(FileNotFoundError, match="no folder"):
-        find_folder("nobody")
+        model_folder("nobody")
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("no network")))
     with pytest.raises(FileNotFoundError, match="check the name and the network"):
         load_audiocraft("facebook/audiogen-medium")
@@ -322,7 +324,7 @@ def test_musicgen_in_and_out(musicgen_folder, tmp_path, capsys):
 
 def test_musicgen_agrees_with_pocket(pocket):
     pytest.importorskip("transformers")
-    from audiogen_nb.peers.musicgen import twin_rungs
+    from audiogen_nb.peers.twin import twin_rungs
     assert all(rung.passed for rung in twin_rungs(pocket.lm, n_frames=8, seed=1))
 
 
@@ -351,7 +353,8 @@ def test_convert_refuses(tmp_path, capsys, argv, message):
 
 PEAK = """
 import contextlib, io, re, sys
-from audiogen_nb.peers.audiocraft import NamedTextEncoder, load_audiocraft
+from audiogen_nb.peers.audiocraft import NamedTextEncoder
+from audiogen_nb.pipeline import load_audiocraft
 def memory(what): return int(re.search(what + r":\\s+(\\d+)", open("/proc/self/status").read()).group(1)) * 1024
 def load(folder): return load_audiocraft(folder, text_encoder=NamedTextEncoder("t5-large", 32), dtype=sys.argv[3])
 with contextlib.redirect_stderr(io.StringIO()):

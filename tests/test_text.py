@@ -236,7 +236,8 @@ def test_cache_mends_damage_keeps_its_bound_and_knows_its_encoder(t5, pocket, tm
 
 
 def test_training_with_an_expensive_encoder_reads_each_caption_once(pocket, tmp_path, monkeypatch):
-    from audiogen_nb.train.lm import LMTraining, TokenCache, fit_lm
+    from audiogen_nb.train.lm import LMTraining, fit_lm
+    from audiogen_nb.train.tokens import TokenCache
     from audiogen_nb.lm.transformer import AudioLM
     monkeypatch.setenv("AUDIOGEN_NB_CACHE", str(tmp_path / "cache"))
     tokens = TokenCache(torch.randint(32, (6, 2, 20)).short(), [[f"sound {'abcdef'[i]}"] for i in range(6)])

@@ -6,14 +6,14 @@
 __all__ = ['Window', 'plan_windows', 'decode_windows']
 
 # %% ../../nbs/engine/windows.ipynb #ede1b0c9
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 
 from ..lm.transformer import AudioLM
-from ..sampling.loop import decode_frames, derive_seed
+from ..sampling.request import as_seeds
+from ..sampling.loop import derive_seed
 
 # %% ../../nbs/engine/windows.ipynb #55cf46fa
 class Window(NamedTuple):
@@ -59,7 +59,7 @@ def decode_windows(
     if window > lm.config.max_frames:
         raise ValueError(f"window must be at most {lm.config.max_frames} frames for this model, got {window}")
     plan = plan_windows(n_frames, n_given, window, stride)
-    seeds = list(seeds) if seeds is not None else [secrets.randbits(63) for _ in text_states]
+    seeds = as_seeds(seeds, len(text_states))
     counts = [_n_steps(lm, w) for w in plan]
     total = sum(counts)
 
@@ -70,7 +70,7 @@ def decode_windows(
         scale = guidance_scale
         if callable(scale):
             scale = lambda done: guidance_scale((before + done * counts[i]) / total)
-        return decode_frames(lm, text_states, text_mask, w.end - w.start, None if codes is None else codes[..., w.start :], scale,
+        return lm.decode_frames(text_states, text_mask, w.end - w.start, None if codes is None else codes[..., w.start :], scale,
                              seeds=[derive_seed(s, 0, i) if i else s for s in seeds], callback=report, **sampling)
 
     return _pieces(plan, write, write(0, prompt), prompt)         # checks its arguments now, not at the first piece

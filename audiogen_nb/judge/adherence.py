@@ -22,7 +22,7 @@ from ..pipeline import AudioGen
 from ..data.clips import Clip, normalise_caption
 from ..files import PACKAGE
 from ..train.loop import step_generator
-from ..train.lm import fill_clip
+from ..train.tokens import fill_clip
 from .listener import Listener, confusions, rank_of
 from ..data.recordings import caption_table
 from ..sound import set_level

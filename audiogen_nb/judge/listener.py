@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from ..data.clips import Clip, split_clips
 from ..train.loop import step_generator, warmup_cosine
-from ..train.lm import fill_clip
+from ..train.tokens import fill_clip
 from ..files import atomic_path, cache_dir
 from ..sound import check_audio, log_mel, set_level
 from ..data.toy import TOY_KINDS

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 
 from ..sampling.choosing import check_sampling, filtered_probabilities, guide
-from ..sampling.loop import generate
 
 # %% ../../nbs/labs/guidance.ipynb #9ffe098a
 @torch.no_grad()
@@ -24,7 +23,7 @@ def step_logits(
     "The logits of the step that follows the first frames of a sound"
     lm, device = model.lm, model.lm.embed.weight.device
     states, mask = (part.to(device) for part in model.text_encoder([text]))
-    codes = generate(lm, states, mask, n_before, seeds=[seed])                              # (1, K, n_before)
+    codes = lm.generate(states, mask, n_before, seeds=[seed])                              # (1, K, n_before)
     sequence = lm.pattern.build(codes, lm.special)[..., : n_before + 1]
     return lm.step(sequence.repeat(2, 1, 1), lm.condition(states, mask), last=True)[:, :, -1].float().cpu()
 

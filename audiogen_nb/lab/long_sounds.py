@@ -20,7 +20,7 @@ def seam_times(
 ) -> list[float]: # s
     "When a further window takes over from the one before"
     n_frames, n_given = (round(seconds * model.frame_rate) for seconds in (duration, prompt))
-    return [w.given / model.frame_rate for w in plan_windows(n_frames, n_given, *model._window)[1:]]
+    return [w.given / model.frame_rate for w in plan_windows(n_frames, n_given, *model.window)[1:]]
 
 # %% ../../nbs/labs/long_sounds.ipynb #b03db8ce
 def spectral_flux(

@@ -26,9 +26,9 @@ def attention_weights(
     lm, inputs = model.lm, []
     hooks = [b.cross_norm.register_forward_hook(lambda module, args, out: inputs.append(out)) for b in lm.blocks]
     try:
-        states, mask = model._encode([text])
+        states, mask = model.encode_text([text])
         condition = lm.condition(states, mask)
-        lm.step(lm.pattern.build(codes.to(model._device), lm.special)[..., :-1], condition)
+        lm.step(lm.pattern.build(codes.to(model.device), lm.special)[..., :-1], condition)
     finally:
         for hook in hooks:
             hook.remove()

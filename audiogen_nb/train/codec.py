@@ -22,10 +22,12 @@ from ..codec.adversarial import (DISCRIMINATOR_PRESETS, MSSTFTDiscriminator, dis
                                      generator_loss)
 from ..codec.balancer import Balancer
 from ..data.clips import Clip, random_crop
-from .loop import (load_checkpoint, read_config, read_settings, record_recipe, run_steps, step_generator,
-                             training_clips, update_average, warmup_constant, warmup_cosine)
+from .loop import (
+    load_checkpoint, run_steps, step_generator, update_average, warmup_constant, warmup_cosine)
+from .runs import read_config, read_settings, record_recipe, training_clips
 from ..codec.losses import MelLoss, mel_distance, si_sdr, time_loss
-from ..lab.observatory import CodebookUse, frames_of
+from ..codec.codebook import CodebookUse
+from ..lab.observatory import frames_of
 from ..engine.processes import (average_gradients, mean_over_processes, own_part, processes, share_weights, sum_over_processes,
                                   world_size)
 from ..sound import check_audio, fade, fit_length, save_audio, set_level

@@ -20,7 +20,9 @@ import torch
 
 from ..pipeline import AudioGen
 from ..data.clips import Clip
-from .lm import LMTraining, TokenCache, fit_lm, make_tokens
+from ..engine.linear import precision
+from .lm import LMTraining, fit_lm
+from .tokens import TokenCache, make_tokens
 from ..text.encoders import optional_import
 
 # %% ../../nbs/labs/own_sounds.ipynb #781384a8
@@ -70,8 +72,8 @@ def adapters(
 # %% ../../nbs/labs/own_sounds.ipynb #67942e15
 def _float32(model):
     "The language model, if its weights are still numbers that can be trained and added to"
-    if model.lm.dtype is not None:
-        raise ValueError(f"adapters need weights in plain float32, these are prepared for generation ({model.lm.dtype}); "
+    if precision(model.lm) is not None:
+        raise ValueError(f"adapters need weights in plain float32, these are prepared for generation ({precision(model.lm)}); "
                          "load the model again without a dtype")
     return model.lm
 
