@@ -31,7 +31,8 @@ def clean_text(text: str) -> str:
     clean_nb(nb, clear_all=cfg.clear_all, clean_ids=cfg.clean_ids)
     nb["metadata"].pop("widgets", None)
     for cell in nb["cells"]:
-        cell["metadata"] = {}
+        folded = cell["metadata"].get("jupyter", {}).get("source_hidden")       # refusals at the end of a chapter
+        cell["metadata"] = {"jupyter": {"source_hidden": True}} if folded else {}
         if "outputs" in cell:
             cell["outputs"] = [o for o in cell["outputs"] if _keep(o)]
     return json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
