@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT_VERSION', 'POCKET', 'AUDIOCRAFT_FILES', 'pack_weights', 'unpack_weights', 'Parts', 'save_parts', 'load_parts',
-           'layout_of', 'model_folder', 'push_parts']
+           'layout_of', 'model_folder', 'push_parts', 'ModelOfParts']
 
 # %% ../nbs/engine/hub.ipynb #df75de3a
 import json
@@ -197,3 +197,49 @@ def push_parts(
     with tempfile.TemporaryDirectory() as temporary:
         folder = save_parts(parts, Path(temporary) / "model", weights)
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder))
+
+# %% ../nbs/engine/hub.ipynb #5101563e
+class ModelOfParts:
+    "A codec, a language model and a text encoder that belong together"
+    def __init__(self, codec: Codec, lm: AudioLM, text_encoder: TextEncoder, generation: Generation, provenance: dict):
+        if lm.config.n_q != codec.n_q or lm.config.card != codec.card or lm.config.text_dim != text_encoder.width:
+            raise ValueError(f"the parts do not fit: codec {codec.n_q} x {codec.card}, language model {lm.config.n_q} x "
+                             f"{lm.config.card} with text width {lm.config.text_dim}, text encoder {text_encoder.width}")
+        self.codec, self.lm, self.text_encoder = codec, lm, text_encoder
+        self.generation, self.provenance = generation, provenance
+        self.sample_rate, self.frame_rate = codec.sample_rate, codec.frame_rate
+
+    @property
+    def parts(self) -> Parts:
+        "What `load_parts` reads and `save_parts` writes"
+        return Parts(self.codec, self.lm, self.text_encoder, self.generation, self.provenance)
+
+    @property
+    def n_parameters(self) -> int:
+        "Trained parameters of codec and language model"
+        return sum(p.numel() for part in (self.codec, self.lm) for p in part.parameters())
+
+    @property
+    def device(self) -> torch.device: return self.lm.embed.weight.device
+
+    def to(self, device: str | torch.device) -> "ModelOfParts": # the same
+        "Move all parts to a device"
+        for part in (self.codec, self.lm, self.text_encoder):
+            part.to(device)
+        return self
+
+    def save_pretrained(self,
+        folder: str | Path, # must not exist yet
+        weights: str = "float32", # stored precision: "float32", "float16" or "int8"; the codec is never below float16
+        card: str | None = None, # text of the model card, README.md
+    ) -> Path: # the folder
+        "Save as a folder that `from_pretrained` reads"
+        return save_parts(self.parts, folder, weights, card)
+
+    def push_to_hub(self,
+        repo_id: str, # "owner/name"
+        weights: str = "float32", # stored precision
+        private: bool = False,
+    ) -> str: # address of the commit
+        "Upload to the Hugging Face hub (needs a login: `huggingface-cli login`)"
+        return push_parts(self.parts, repo_id, weights, private)

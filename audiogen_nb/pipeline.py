@@ -22,7 +22,7 @@ from .engine.budget import check_memory
 from .engine.chunks import StreamingCodec
 from .engine.linear import precision, use_row_linear
 from .engine.windows import decode_windows, plan_windows
-from .hub import Parts, layout_of, load_parts, model_folder, push_parts, save_parts
+from .hub import ModelOfParts, Parts, layout_of, load_parts, model_folder
 from .lm.transformer import AudioLM
 from .sampling.loop import best_of
 from .sampling.request import Generation, Request, as_seeds, as_texts, one_text_each
@@ -30,7 +30,7 @@ from .sound import check_audio, resample
 from .text.encoders import TextEncoder
 
 # %% ../nbs/16_audiogen.ipynb #ad86b237
-class AudioGen:
+class AudioGen(ModelOfParts):
     "Text-to-audio generation: a codec, a language model over its codes, and a text encoder"
     def __init__(self,
         codec: Codec,
@@ -39,13 +39,8 @@ class AudioGen:
         generation: Generation = Generation(), # defaults and limits
         provenance: dict | None = None, # data, steps, licence: anything JSON can hold
     ):
-        if lm.config.n_q != codec.n_q or lm.config.card != codec.card or lm.config.text_dim != text_encoder.width:
-            raise ValueError(f"the parts do not fit: codec {codec.n_q} x {codec.card}, language model {lm.config.n_q} x "
-                             f"{lm.config.card} with text width {lm.config.text_dim}, text encoder {text_encoder.width}")
         # generation reads weights row by row, so that a sound does not depend on the others in its batch
-        self.codec, self.lm, self.text_encoder = codec.eval(), use_row_linear(lm).eval(), text_encoder.eval()
-        self.generation, self.provenance = generation, provenance or {}
-        self.sample_rate, self.frame_rate = codec.sample_rate, codec.frame_rate
+        super().__init__(codec.eval(), use_row_linear(lm).eval(), text_encoder.eval(), generation, provenance or {})
 
     @classmethod
     def from_pretrained(cls,
@@ -60,104 +55,80 @@ class AudioGen:
         return cls(*_load(name, device, dtype, text_encoder, hub))
 
     @property
-    def parts(self) -> Parts:
-        "Codec, language model, text encoder, defaults of generation, provenance"
-        return Parts(self.codec, self.lm, self.text_encoder, self.generation, self.provenance)
-
-    def save_pretrained(self,
-        folder: str | Path, # must not exist yet
-        weights: str = "float32", # stored precision: "float32", "float16" or "int8"; the codec is never below float16
-        card: str | None = None, # text of the model card, README.md
-    ) -> Path: # the folder
-        "Save as a folder that `from_pretrained` reads"
-        return save_parts(self.parts, folder, weights, card)
-
-    def push_to_hub(self,
-        repo_id: str, # "owner/name"
-        weights: str = "float32", # stored precision
-        private: bool = False,
-    ) -> str: # address of the commit
-        "Upload to the Hugging Face hub (needs a login: `huggingface-cli login`)"
-        return push_parts(self.parts, repo_id, weights, private)
-
-    @property
-    def n_parameters(self) -> int:
-        "Trained parameters of codec and language model"
-        return sum(p.numel() for part in (self.codec, self.lm) for p in part.parameters())
-
-    def generate(self,
-        descriptions: str | list[str] | None, # what to hear; None generates without a text
-        duration: float | None = None, # s; None is the model's default, here and below
-        guidance_scale: float | Callable[[float], float] | None = None, # 1 is no guidance, higher obeys the text more;
-                                        # a function is given the share of steps done, 0 to 1
-        temperature: float | None = None, # below 1 safer, above 1 wilder
-        top_k: int | None = None, # draw among the k most likely codes; 0 is off
-        top_p: float | None = None, # draw among the most likely codes that hold this mass; replaces top_k; 0 is off
-        seed: int | list[int] | None = None, # fixes each item by itself; a list gives every item its own
-        greedy: bool = False, # always the most likely code
-        progress: bool = False, # show a bar
-        callback: Callable[[int, int], bool | None] | None = None, # told (step, n_steps); may return True to stop and keep
-                                        # what is finished, or raise
-        negative_prompt: str | list[str] | None = None, # what not to hear: guidance leads away from it
-        best_of: int = 1, # candidates per item, of which the one with the best score is kept
-        score: Callable[[torch.Tensor, str | None], float] | None = None, # of (audio (1, T), description);
-                                        # None: how much better the description explains the codes than no description
-    ) -> torch.Tensor: # (B, 1, T) on the CPU
-        "Generate sounds from descriptions"
-        request = Request(duration, guidance_scale, temperature, top_k, top_p, seed, greedy, progress, callback,
-                          negative_prompt, best_of, score).filled(self.generation)
-        return self._decode(self._generate(as_texts(descriptions), None, request), request)
-
-    def generate_codes(self,
-        descriptions: str | list[str] | None, *settings, **more, # as in `generate`
-    ) -> torch.Tensor: # codes (B, K, F), for `codec.decode`
-        "Like `generate`, but stops short of decoding"
-        return self._generate(as_texts(descriptions), None, Request(*settings, **more).filled(self.generation))
-
-    @property
-    def device(self) -> torch.device: return self.lm.embed.weight.device
-
-    def to(self, device: str | torch.device) -> "AudioGen": # the same
-        "Move all parts to a device"
-        for part in (self.codec, self.lm, self.text_encoder):
-            part.to(device)
-        return self
-
-    @property
     def window(self) -> tuple[int, int]:
         "Window and stride in frames; no window reaches beyond the positions the language model has"
         g = self.generation
         window, stride = (math.ceil(seconds * self.frame_rate) for seconds in (g.max_duration, g.stride))
         return min(window, self.lm.config.max_frames), min(stride, window - 1, self.lm.config.max_frames - 1)
 
-    def encode_text(self, texts: list[str | None]) -> tuple[torch.Tensor, torch.Tensor]: # states (B, L, E) and mask (B, L)
+    def encode_text(self, texts: list[str | None]) -> tuple[torch.Tensor, torch.Tensor]: # states (B, L, E), mask (B, L)
         "What the language model is told of each text; None is no text"
         return tuple(part.to(self.device) for part in self.text_encoder(texts))
 
-    def _frames(self, texts, prompt, seeds, r):
-        "Codes (B, K, n) of checked texts and an optional prompt (B, K, P), as they are finished"
-        negative = None if r.negative_prompt is None else \
-            self.encode_text(one_text_each(r.negative_prompt, len(texts), "negative_prompt"))
-        report = _Bar(r.callback) if r.progress else r.callback
-        n_frames = math.ceil(r.duration * self.frame_rate)
-        check_memory(self.lm.config, precision(self.lm) or "float32", self.device, loaded=True, batch=len(texts),
-                     n_frames=min(n_frames, self.window[0]), guidance=r.guidance_scale != 1)
-        return decode_windows(self.lm, *self.encode_text(texts), n_frames, *self.window, prompt,
-                              seeds, report, r.guidance_scale, temperature=r.temperature, top_k=r.top_k, top_p=r.top_p,
-                              greedy=r.greedy, negative=negative)
+    def generate_codes(self,
+        descriptions: str | list[str] | None, *settings, **more, # as in `generate`
+    ) -> torch.Tensor: # codes (B, K, F), for `codec.decode`
+        "Like `generate`, but stops short of decoding"
+        return _write_all(self, as_texts(descriptions), None, Request(*settings, **more).filled(self.generation))
 
-    def _generate(self, texts, prompt, r):
-        "All codes (B, K, F)"
-        seeds = as_seeds(r.seed, len(texts))
-        if r.best_of > 1:
-            return _best(self, texts, prompt, seeds, r)
-        none = torch.zeros(len(texts), self.lm.config.n_q, 0, dtype=torch.int64, device=self.device)
-        return torch.cat([none, *self._frames(texts, prompt, seeds, r)], -1)
+    @torch.no_grad()
+    def log_likelihood(self,
+        codes: torch.Tensor, # (B, K, F)
+        descriptions: str | list[str] | None, # one, or one for each item
+    ) -> torch.Tensor: # (B, F) in nats, summed over the streams, on the CPU
+        "How probable each frame of codes is after those before it, given a description"
+        texts, plan = one_text_each(descriptions, len(codes), "descriptions"), plan_windows(codes.shape[-1], 0, *self.window)
+        return torch.stack([torch.cat([_nats(self, item, w, text) for w in plan]) for item, text in zip(codes, texts)])
 
-    def _decode(self, codes, r):
-        if not codes.shape[-1]:                                     # stopped before the first frame was finished
-            return torch.zeros(len(codes), 1, 0)
-        return StreamingCodec(self.codec).decode(codes)[..., : round(r.duration * self.sample_rate)].cpu()
+# %% ../nbs/16_audiogen.ipynb #f31ea027
+def _write(model, texts, prompt, seeds, r):
+    "Codes (B, K, n) of checked texts and an optional prompt (B, K, P), as they are finished"
+    unwanted = r.negative_prompt
+    negative = None if unwanted is None else model.encode_text(one_text_each(unwanted, len(texts), "negative_prompt"))
+    n_frames, report = math.ceil(r.duration * model.frame_rate), _Bar(r.callback) if r.progress else r.callback
+    check_memory(model.lm.config, precision(model.lm) or "float32", model.device, loaded=True, batch=len(texts),
+                 n_frames=min(n_frames, model.window[0]), guidance=r.guidance_scale != 1)
+    return decode_windows(model.lm, *model.encode_text(texts), n_frames, *model.window, prompt, seeds, report, r.guidance_scale,
+                          temperature=r.temperature, top_k=r.top_k, top_p=r.top_p, greedy=r.greedy, negative=negative)
+
+def _write_all(model, texts, prompt, r):
+    "All codes (B, K, F)"
+    seeds = as_seeds(r.seed, len(texts))
+    if r.best_of > 1:
+        return _best(model, texts, prompt, seeds, r)
+    none = torch.zeros(len(texts), model.lm.config.n_q, 0, dtype=torch.int64, device=model.device)
+    return torch.cat([none, *_write(model, texts, prompt, seeds, r)], -1)
+
+def _decoded(model, codes, r):
+    "Audio (B, 1, T) on the CPU, cut to the duration"
+    if not codes.shape[-1]:                                     # stopped before the first frame was finished
+        return torch.zeros(len(codes), 1, 0)
+    return StreamingCodec(model.codec).decode(codes)[..., : round(r.duration * model.sample_rate)].cpu()
+
+# %% ../nbs/16_audiogen.ipynb #8c49605a
+@patch
+def generate(self: AudioGen,
+    descriptions: str | list[str] | None, # what to hear; None generates without a text
+    duration: float | None = None, # s; None is the model's default, here and below
+    guidance_scale: float | Callable[[float], float] | None = None, # 1 is no guidance, higher obeys the text more;
+                                    # a function is given the share of steps done, 0 to 1
+    temperature: float | None = None, # below 1 safer, above 1 wilder
+    top_k: int | None = None, # draw among the k most likely codes; 0 is off
+    top_p: float | None = None, # draw among the most likely codes that hold this mass; replaces top_k; 0 is off
+    seed: int | list[int] | None = None, # fixes each item by itself; a list gives every item its own
+    greedy: bool = False, # always the most likely code
+    progress: bool = False, # show a bar
+    callback: Callable[[int, int], bool | None] | None = None, # told (step, n_steps); may return True to stop and
+                                    # keep what is finished, or raise
+    negative_prompt: str | list[str] | None = None, # what not to hear: guidance leads away from it
+    best_of: int = 1, # candidates per item, of which the one with the best score is kept
+    score: Callable[[torch.Tensor, str | None], float] | None = None, # of (audio (1, T), description); None: how
+                                    # much better the description explains the codes than no description
+) -> torch.Tensor: # (B, 1, T) on the CPU
+    "Generate sounds from descriptions"
+    request = Request(duration, guidance_scale, temperature, top_k, top_p, seed, greedy, progress, callback,
+                      negative_prompt, best_of, score).filled(self.generation)
+    return _decoded(self, _write_all(self, as_texts(descriptions), None, request), request)
 
 # %% ../nbs/16_audiogen.ipynb #8de06d9f
 def _load(name, device, dtype, text_encoder, hub) -> Parts:
@@ -184,18 +155,6 @@ class _Bar:
             self.bar.close()
         return self.callback and self.callback(step, n_steps)
 
-# %% ../nbs/16_audiogen.ipynb #a1ca65b3
-@patch
-@torch.no_grad()
-def log_likelihood(
-    self: AudioGen,
-    codes: torch.Tensor, # (B, K, F)
-    descriptions: str | list[str] | None, # one, or one for each item
-) -> torch.Tensor: # (B, F) in nats, summed over the streams, on the CPU
-    "How probable each frame of codes is after those before it, given a description"
-    texts, plan = one_text_each(descriptions, len(codes), "descriptions"), plan_windows(codes.shape[-1], 0, *self.window)
-    return torch.stack([torch.cat([_nats(self, item, w, text) for w in plan]) for item, text in zip(codes, texts)])
-
 # %% ../nbs/16_audiogen.ipynb #d0a4fdad
 def _nats(model, codes, w, text):
     "Log-probability (n,) of the frames that window w adds to codes (K, F); one item at a time, so that no batch-mate matters"
@@ -214,14 +173,14 @@ def _best(model, texts, prompt, seeds, r):
     for i, (text, seed) in enumerate(zip(texts, seeds)):
         given = None if prompt is None else prompt[i : i + 1].expand(n, -1, -1)
         settings = replace(once, negative_prompt=unwanted and unwanted[i])
-        make = lambda seeds: model._generate([text] * n, given, replace(settings, seed=seeds))       # (n, K, F)
+        make = lambda seeds: _write_all(model, [text] * n, given, replace(settings, seed=seeds))       # (n, K, F)
         chosen.append(best_of(make, lambda codes: _score(model, codes[None], text, r), n, seed).result)
     return torch.stack(chosen)
 
 def _score(model, codes, text, r):
     "How good codes (1, K, F) are for a text"
     if r.score is not None:
-        return r.score(model._decode(codes, r)[0], text)
+        return r.score(_decoded(model, codes, r)[0], text)
     return (model.log_likelihood(codes, text) - model.log_likelihood(codes, None)).mean()
 
 # %% ../nbs/16_audiogen.ipynb #33bac43f
@@ -240,7 +199,7 @@ def continuation(
     if len(texts) != len(prompt):
         raise ValueError(f"got {len(prompt)} prompts and {len(texts)} descriptions; pass as many of each")
     codes = StreamingCodec(self.codec).encode(prompt.to(self.device))
-    return self._decode(self._generate(texts, codes, request), request)
+    return _decoded(self, _write_all(self, texts, codes, request), request)
 
 # %% ../nbs/16_audiogen.ipynb #9037933b
 def _check_prompt(model, prompt, sample_rate, duration):
@@ -273,7 +232,7 @@ def stream(
         raise ValueError(f"chunk must be above 0 seconds, got {chunk}")
     if request.best_of > 1:
         raise ValueError("best_of cannot be streamed, since to choose all candidates must be finished; call generate")
-    frames = self._frames(texts, None, as_seeds(request.seed, len(texts)), request)
+    frames = _write(self, texts, None, as_seeds(request.seed, len(texts)), request)
     chunks = _grouped(frames, math.ceil(chunk * self.frame_rate))
     return _cut(StreamingCodec(self.codec).decode_pieces(chunks), round(request.duration * self.sample_rate))
 

@@ -125,7 +125,7 @@ def test_a_model_that_is_not_there(refused, model, tmp_path):
 
 
 def test_ctrl_c_exits_130_and_leaves_nothing(tiny_folder, tmp_path):
-    code = ("import sys, time, audiogen_nb.pipeline as a; a.AudioGen._frames = lambda *_, **__: (print('on', flush=True), time.sleep(60)); "
+    code = ("import sys, time, audiogen_nb.pipeline as a; a._write = lambda *_, **__: (print('on', flush=True), time.sleep(60)); "
             "from audiogen_nb.cli import main; sys.exit(main())")
     argv = ["generate", "rain", "--model", str(tiny_folder), "-o", str(tmp_path / "a.wav")]
     process = subprocess.Popen([sys.executable, "-c", code, *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
