@@ -4,6 +4,8 @@ PROMPT   ?= a dog barks in the rain
 OUT      ?= demo.wav
 LAB_ARGS ?=
 RUNS     ?= runs
+ATEN_CPU_CAPABILITY ?= avx2
+ONEDNN_MAX_CPU_ISA  ?= AVX2
 CONFIGS  := audiogen_nb/configs
 
 VENV     := .venv
@@ -14,7 +16,7 @@ LIBRARY  := $(shell find audiogen_nb -type f -not -name '*.pyc' 2>/dev/null)
 export PROMPT OUT
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test export clean-notebooks readme sync pocket clean
+.PHONY: help demo lab test numeric export clean-notebooks readme sync pocket clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -28,6 +30,10 @@ lab: $(VENV)/.lab ## open the book in JupyterLab: make lab LAB_ARGS="--no-browse
 
 test: $(VENV)/.dev ## run every check
 	@$(BIN)/python -m pytest tests -ra --durations=10
+
+numeric: $(VENV)/.dev ## run what another processor computes otherwise: make numeric ATEN_CPU_CAPABILITY=default
+	@ATEN_CPU_CAPABILITY=$(ATEN_CPU_CAPABILITY) ONEDNN_MAX_CPU_ISA=$(ONEDNN_MAX_CPU_ISA) \
+	  $(BIN)/python -m pytest tests -m numeric -ra --durations=10
 
 export: $(VENV)/.dev ## write audiogen_nb/ from the notebooks
 	@$(BIN)/nbdev_export && echo "audiogen_nb/ is written"

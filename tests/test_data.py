@@ -57,8 +57,8 @@ def onsets(x):
     e = frames(x, 10)
     e = torch.nn.functional.pad(20 * torch.log10(e / e.max() + 0.01), (2, 0), value=-40.0)
     jump = e[2:] - e[:-2]
-    top = torch.nn.functional.max_pool1d(jump[None], 13, 1, 6)[0]
-    return int(((jump > 6) & (jump == top)).sum())
+    near = torch.nn.functional.pad(jump, (6, 6), value=-40.0).unfold(0, 13, 1)
+    return int(((jump > 6) & (jump > near[:, :6].amax(1)) & (jump >= near[:, 7:].amax(1))).sum())
 
 
 def crest(x):

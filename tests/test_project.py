@@ -115,12 +115,12 @@ def test_notebook_imports_only_what_make_lab_installs(name):
 
 @pytest.fixture(scope="session")
 def executions(request):
-    "Every selected notebook runs once, two at a time, each in an interpreter of its own"
+    "Every selected notebook runs once, two at a time, each in an interpreter of its own, with OMP_NUM_THREADS as conftest has it"
     names = {item.callspec.params["name"] for item in request.session.items
              if item.originalname == "test_notebook_runs" and hasattr(item, "callspec")}
     code = "import sys; from nbdev.test import nbdev_test; nbdev_test(sys.argv[1], n_workers=0, timing=True)"
     with ThreadPoolExecutor(2) as pool:
-        yield {name: pool.submit(run, sys.executable, "-c", code, ROOT / name, OMP_NUM_THREADS="1", MPLBACKEND="agg")
+        yield {name: pool.submit(run, sys.executable, "-c", code, ROOT / name, MPLBACKEND="agg")
                for name in sorted(names)}
         pool.shutdown(cancel_futures=True)
 

@@ -255,8 +255,9 @@ def onsets(
     level = x[:len(x) // frame * frame].reshape(-1, frame).square().mean(1).sqrt()
     level = torch.nn.functional.pad(20 * torch.log10(level / level.max() + 0.01), (2, 0), value=-40.0)
     jump = level[2:] - level[:-2]                                                    # rise within 20 ms
-    top = torch.nn.functional.max_pool1d(jump[None], 13, 1, 6)[0]                    # the highest jump within 60 ms
-    return int(((jump > 6) & (jump == top)).sum())
+    near = torch.nn.functional.pad(jump, (6, 6), value=-40.0).unfold(0, 13, 1)       # the jumps within 60 ms
+    highest = (jump > near[:, :6].amax(1)) & (jump >= near[:, 7:].amax(1))           # of equal ones the first
+    return int(((jump > 6) & highest).sum())
 
 # %% ../../nbs/worlds/toy.ipynb #1880c1d1
 def crest(
