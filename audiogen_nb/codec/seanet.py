@@ -22,7 +22,7 @@ def keep_variance(
     gain: float = 1.0, # output variation over input variation
 ) -> nn.Module:
     "Initialise so that the output varies as much as the input; PyTorch's default shrinks it at every layer"
-    nn.init.normal_(conv.weight, std=gain * fan_in ** -0.5)
+    nn.init.normal_(conv.weight, std=gain * fan_in ** -0.5)                 # sigma_w = g / sqrt(n)
     nn.init.zeros_(conv.bias)
     return conv
 
@@ -48,7 +48,7 @@ class PaddedConv(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:        # (B, C, T) -> (B, C', ceil(T / stride))
         right = self.total // 2
-        missing = -x.shape[-1] % self.stride                   # what the last window lacks
+        missing = -x.shape[-1] % self.stride                   # -T mod s, what the last window lacks
         return self.norm(self.conv(F.pad(x, (self.total - right, right + missing))))
 
 # %% ../../nbs/05_seanet.ipynb #de7780a5
@@ -135,11 +135,11 @@ class CodecConfig:
             raise ValueError(f"norm must be 'layer', 'weight' or 'none', got {self.norm!r}")
 
     @property
-    def hop_length(self) -> int: return math.prod(self.strides)                   # samples per frame
+    def hop_length(self) -> int: return math.prod(self.strides)                   # H, samples per frame
     @property
-    def frame_rate(self) -> float: return self.sample_rate / self.hop_length      # frames per second (Hz)
+    def frame_rate(self) -> float: return self.sample_rate / self.hop_length      # f_r, frames per second (Hz)
     @property
-    def bit_rate(self) -> float: return self.frame_rate * self.n_q * math.log2(self.card)   # bits per second
+    def bit_rate(self) -> float: return self.frame_rate * self.n_q * math.log2(self.card)   # R, bits per second
 
 # %% ../../nbs/05_seanet.ipynb #8abc7392
 CODEC_PRESETS = {

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['rank', 'world_size', 'processes', 'own_part', 'average_gradients', 'mean_over_processes', 'share_weights',
-           'sum_over_processes']
+           'sum_over_processes', 'AllProcesses', 'share_codebooks']
 
 # %% ../../nbs/engine/processes.ipynb #7327c82f
 import os
@@ -13,6 +13,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import distributed, nn
+
+from ..codec.codebook import OneProcess
 
 # %% ../../nbs/engine/processes.ipynb #175afd53
 def rank() -> int:
@@ -84,3 +86,35 @@ def sum_over_processes(
         counts = counts.clone()
         distributed.all_reduce(counts)
     return counts
+
+# %% ../../nbs/engine/processes.ipynb #256a6bbe
+class AllProcesses(OneProcess):
+    "What codebooks exchange with the other processes of this training"
+    def sum(self, counts: torch.Tensor) -> torch.Tensor:
+        "Over all processes"
+        return sum_over_processes(counts)
+
+    def gather(self, vectors: torch.Tensor) -> torch.Tensor: # (N, D), N the same in each -> (N x processes, D)
+        "The vectors of every process, in order of rank"
+        parts = [torch.empty_like(vectors) for _ in range(world_size())]
+        distributed.all_gather(parts, vectors.contiguous())
+        return torch.cat(parts)
+
+    def first(self, values: torch.Tensor) -> torch.Tensor:
+        "What the first process has, in every process"
+        distributed.broadcast(values, src=0)
+        return values
+
+    def own(self, draw, n_items: int):
+        "This process's part of one draw for the items of all, made with the same generator in each"
+        return draw(n_items * world_size())[rank() * n_items :][:n_items]
+
+# %% ../../nbs/engine/processes.ipynb #c4d14bdd
+def share_codebooks(
+    module: nn.Module, # with codebooks in it; changed in place
+) -> None:
+    "Let the codebooks of a model learn with those of the other processes, if there are any"
+    if world_size() > 1:
+        for part in module.modules():
+            if hasattr(part, "exchange"):
+                part.exchange = AllProcesses()
