@@ -29,7 +29,7 @@ class LMConfig:
     pattern: str = "parallel"        # layout of the streams: "parallel" (paper), "delay" (AudioCraft) or "flatten"
     average_streams: bool = True     # average (paper) or sum (AudioCraft) the stream embeddings
     max_frames: int = 2500           # longest clip in frames; 5 s at 500 frames per second in the paper's x32
-    text_padding: str = "masked"     # padding of a batch's shorter texts: "masked", or AudioCraft's "zeros" that share the soft-max
+    text_padding: str = "masked"     # shorter texts of a batch: "masked", or "zeros" (AudioCraft)
 
     def __post_init__(self):
         if self.text_padding not in ("masked", "zeros"):
@@ -58,8 +58,8 @@ def sinusoidal_positions(
 ) -> torch.Tensor: # (S, dim) cosines, then sines
     "Position embedding with wavelengths from 2 pi to 20 000 pi steps"
     half = dim // 2
-    frequency = 10_000.0 ** (-torch.arange(half, device=positions.device) / max(1, half - 1))
-    phase = positions[:, None] * frequency
+    frequency = 10_000.0 ** (-torch.arange(half, device=positions.device) / max(1, half - 1))      # omega_i
+    phase = positions[:, None] * frequency                                                           # omega_i s
     return torch.cat([phase.cos(), phase.sin()], -1)
 
 # %% ../../nbs/13_transformer.ipynb #e4849a98
@@ -169,12 +169,22 @@ class Condition:
     mask: torch.Tensor                             # (B, L) bool, True = may be looked at
     bias: torch.Tensor                             # (B, 1, 1, L) the same, added to scores
 
+# %% ../../nbs/13_transformer.ipynb #2caded3d
+def _initialise(lm):
+    "Every part starts on the scale of its input; the sums over many blocks and the logits start small"
+    for module in lm.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features ** -0.5)
+    for block in lm.blocks:
+        for last in (block.self_attention.out_proj, block.cross_attention.out_proj, block.feed_forward[2]):
+            last.weight.data /= math.sqrt(3 * len(lm.blocks))
+    nn.init.normal_(lm.heads.weight, std=0.02)       # the first guess: all codes alike
+    nn.init.zeros_(lm.text_proj.bias)
+
 # %% ../../nbs/13_transformer.ipynb #47382706
 class AudioLM(nn.Module):
     "Language model over K streams of codes, conditioned on text"
-    def __init__(self,
-        config: LMConfig, # see `AudioLM.preset`
-    ):
+    def __init__(self, config: LMConfig): # see `AudioLM.preset`
         super().__init__()
         self.config = c = config
         self.pattern, self.special = get_pattern(c.pattern, c.n_q), c.card
@@ -183,18 +193,7 @@ class AudioLM(nn.Module):
         self.blocks = nn.ModuleList(Block(c.dim, c.n_heads) for _ in range(c.n_layers))
         self.norm = nn.LayerNorm(c.dim)
         self.heads = nn.Linear(c.dim, c.n_q * c.card, bias=False)
-        self._initialise()
-
-    def _initialise(self):
-        "Every part starts on the scale of its input; the sums over many blocks and the logits start small"
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=module.in_features ** -0.5)
-        for block in self.blocks:
-            for last in (block.self_attention.out_proj, block.cross_attention.out_proj, block.feed_forward[2]):
-                last.weight.data /= math.sqrt(3 * len(self.blocks))
-        nn.init.normal_(self.heads.weight, std=0.02)       # the first guess: all codes alike
-        nn.init.zeros_(self.text_proj.bias)
+        _initialise(self)
 
     @staticmethod
     def preset(name: str) -> LMConfig:
@@ -209,25 +208,27 @@ class AudioLM(nn.Module):
             raise ValueError(f"text states must be (B, L, {self.config.text_dim}) with a mask (B, L), "
                              f"got {list(text_states.shape)} and {list(text_mask.shape)}")
         text = self.text_proj(text_states.to(self.text_proj.weight.dtype)) * text_mask[..., None]
-        if self.config.text_padding == "zeros":      # keys and values of zero take part; without biases they add nothing
-            text_mask = torch.ones_like(text_mask)   # but weight, so no text at all is still exactly nothing
-        return Condition([b.cross_attention.keys_values(text) for b in self.blocks], text_mask, text_bias(text_mask, text))
+        if self.config.text_padding == "zeros":      # zero keys take part: they add nothing but weight
+            text_mask = torch.ones_like(text_mask)
+        kv = [block.cross_attention.keys_values(text) for block in self.blocks]
+        return Condition(kv, text_mask, text_bias(text_mask, text))
 
     def step(self, sequence: torch.Tensor, condition: Condition, cache: KVCache | None = None,
              last: bool = False) -> torch.Tensor:
         "Logits (B, K, n, card) of steps (B, K, n) that follow what is in the cache; `last`: of the last step only"
         c, start = self.config, cache.length if cache else 0
         offsets = torch.arange(c.n_q, device=sequence.device)[:, None] * (c.card + 1)
-        x = self.embed(sequence + offsets).sum(1)                                        # (B, n, dim)
+        x = self.embed(sequence + offsets).sum(1)                    # sum of E_k[z], (B, n, dim)
         if c.average_streams:
             x = x / c.n_q
         positions = torch.arange(start, start + sequence.shape[-1], device=x.device)
-        x = x + sinusoidal_positions(positions, c.dim).to(x.dtype)
+        x = x + sinusoidal_positions(positions, c.dim).to(x.dtype)             # + p_s
         for layer, (block, kv) in enumerate(zip(self.blocks, condition.kv)):
             x = block(x, kv, condition.bias, cache, layer)
         if cache is not None:
             cache.length += sequence.shape[-1]
-        return self.heads(self.norm(x[:, -1:] if last else x)).unflatten(-1, (c.n_q, c.card)).transpose(1, 2)
+        logits = self.heads(self.norm(x[:, -1:] if last else x))               # W_k LayerNorm(h)
+        return logits.unflatten(-1, (c.n_q, c.card)).transpose(1, 2)
 
     def forward(self, sequence: torch.Tensor, text_states: torch.Tensor, text_mask: torch.Tensor) -> torch.Tensor:
         "Logits (B, K, S, card): at each step of a sequence (B, K, S), for the step after it"

@@ -19,10 +19,10 @@ def filtered_probabilities(
     top_p: float = 0.0, # 0 is off; when set it replaces top_k
 ) -> torch.Tensor: # (..., card), sums to 1
     "Soft-max at a temperature, without the unlikely tail"
-    probs = (logits.float() / temperature).softmax(-1)
+    probs = (logits.float() / temperature).softmax(-1)                         # p_j
     if top_p > 0:
         ordered, order = probs.sort(-1, descending=True)
-        ordered = torch.where(ordered.cumsum(-1) - ordered <= top_p, ordered, 0.0)
+        ordered = torch.where(ordered.cumsum(-1) - ordered <= top_p, ordered, 0.0)      # mass before it <= P
         probs = torch.zeros_like(probs).scatter(-1, order, ordered)
     elif 0 < top_k < probs.shape[-1]:
         probs = torch.where(probs >= probs.topk(top_k, -1).values[..., -1:], probs, 0.0)
@@ -77,8 +77,8 @@ def check_sampling(
 ) -> None:
     "Refuse sampling settings that are not numbers or out of range"
     scales = guidance_scales(guidance_scale, 4 if callable(guidance_scale) else 1)
-    settings = [("guidance_scale", g) for g in scales] + [("temperature", temperature), ("top_p", top_p), ("top_k", top_k)]
-    for name, value in settings:
+    others = [("temperature", temperature), ("top_p", top_p), ("top_k", top_k)]
+    for name, value in [("guidance_scale", g) for g in scales] + others:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{name} must be a number, got {type(value).__name__}")
         if not math.isfinite(value):
