@@ -102,10 +102,17 @@ def test_two_processes_equal_one(tmp_path, settings):
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = state(tmp_path / "one"), state(tmp_path / "two")
     codec = lambda part, sums: {name: v for name, v in part.items() if name.endswith((".total", ".count")) == sums}
+    # Gradients are sums in another order: they differ by rounding, about 1e-6 of their size (and Adam keeps their means).
+    for i, kept in one["optimizer"]["state"].items():
+        assert (kept["exp_avg"] - two["optimizer"]["state"][i]["exp_avg"]).norm() <= 1e-3 * kept["exp_avg"].norm(), i
+    # Adam divides each gradient by its own size. Where that is near zero, rounding becomes a visible part of a step of up to
+    # 2e-3: a single weight may differ by a twentieth of a step, all of them together by a thousandth.
     for part in ("codec", "trained"):
-        assert_same(codec(one[part], False), codec(two[part], False), part, tolerance=1e-5)
-        assert_same(codec(one[part], True), codec(two[part], True), part, tolerance=1e-4)      # sums over many latents
-    # Adam divides gradients near zero by their own size, and so enlarges the rounding of another order of summation
+        weights, others = codec(one[part], False), codec(two[part], False)
+        assert_same(weights, others, part, tolerance=1e-4)
+        apart = torch.cat([(weights[name] - others[name]).flatten().float() for name in weights])
+        assert apart.square().mean().sqrt() < 2e-6, part
+        assert_same(codec(one[part], True), codec(two[part], True), part, tolerance=1e-3)      # sums over some 50 latents
     assert_same(one["discriminator"], two["discriminator"], "discriminator", tolerance=1e-4)
     assert_same(read_log(tmp_path / "one"), read_log(tmp_path / "two"), "log", 1e-4)
     assert len(read_log(tmp_path / "two")) == 8, "only one process writes"
