@@ -78,7 +78,7 @@ def test_errors_say_what_is_wrong():
 
 
 def test_incomplete_sequences_have_no_whole_number_of_frames():
-    with pytest.raises(ValueError, match="6 steps .* one has 7"): DelayPattern(6).n_frames(6)
+    with pytest.raises(ValueError, match="6 steps"): DelayPattern(6).n_frames(6)
     with pytest.raises(ValueError, match="12 steps"): FlattenPattern(3).n_frames(12)
 
 

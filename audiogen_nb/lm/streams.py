@@ -27,7 +27,7 @@ class StreamPattern:
     def n_frames(self, n_steps: int) -> int:  # F of a complete sequence
         first = self.n_steps(1)
         more, rest = divmod(n_steps - first, self.n_steps(2) - first)  # S grows by a fixed number per frame
-        if more < 0 or rest: raise ValueError(f"{n_steps} steps hold no whole number of frames; one has {first}")
+        if more < 0 or rest: raise ValueError(f"{n_steps} steps are no whole number of frames")
         return more + 1
 
     def build(self, codes: torch.Tensor, special: int) -> torch.Tensor:  # (B, K, F) → (B, K, S)
@@ -50,7 +50,7 @@ class StreamPattern:
         return self.build(torch.ones(1, self.n_q, n_frames, dtype=torch.int64), 0)[0].bool()
 
     def revert_logits(
-        self, logits: torch.Tensor, n_frames: int | None = None  # (B, K, S, card); None: the sequence is complete
+        self, logits: torch.Tensor, n_frames: int | None = None  # (B, K, S, card); None: complete
     ) -> tuple[torch.Tensor, torch.Tensor]:  # (B, K, F, card), (B, K, F) bool
         "Logits by frame; for a code after the end of an unfinished sequence they are 0 and the mask False."
         return _revert_logits(self, logits, n_frames)
