@@ -32,7 +32,8 @@ from .lm.transformer import AudioLM
 from .sampling.request import Generation, Request, as_seeds, as_texts, for_each
 from .sampling.loop import best_of
 from .sound import check_audio, resample, save_audio, set_level
-from .text.encoders import TextEncoder, load_text_encoder
+from .text.encoders import TextEncoder
+from .text.hf import load_text_encoder
 from .codec.vq import Codec
 from .engine.windows import decode_windows, plan_windows
 

@@ -12,7 +12,7 @@ from audiogen_nb.pipeline import AudioGen
 from audiogen_nb.sampling.request import Generation
 from audiogen_nb.lm.transformer import AudioLM
 from audiogen_nb.data.recordings import caption_table
-from audiogen_nb.text.encoders import load_text_encoder
+from audiogen_nb.text.hf import load_text_encoder
 from audiogen_nb.data.toy import TOY_KINDS, TOY_SPECS
 from audiogen_nb.data.toy_kinds import ToyWorld, toy_clip
 from audiogen_nb.codec.vq import Codec

@@ -25,7 +25,8 @@ from ..codec.seanet import CodecConfig
 from .audiocraft_codec import codec_from_audiocraft, codec_to_audiocraft
 from ..lm.transformer import AudioLM
 from ..engine.budget import LMConfig
-from ..text.encoders import HFTextEncoder, TextEncoder
+from ..text.hf import HFTextEncoder
+from ..text.encoders import TextEncoder
 
 # %% ../../nbs/peers/audiocraft.ipynb #f8221830
 _LM_FIXED = {           # what the language model of "A Transformer over sound" is; a published file may leave settings out

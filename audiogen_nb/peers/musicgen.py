@@ -27,7 +27,8 @@ from ..lm.transformer import AudioLM
 from ..engine.budget import LMConfig
 from .audiocraft import empty_lm, fill_lm, load_audiocraft, save_audiocraft
 from ..sampling.choosing import guide
-from ..text.encoders import HFTextEncoder, TextEncoder
+from ..text.hf import HFTextEncoder
+from ..text.encoders import TextEncoder
 
 # %% ../../nbs/peers/musicgen.ipynb #68636001
 def musicgen_pieces(
