@@ -23,7 +23,8 @@ from .engine.linear import empty_lm, fill_lm
 from .files import PACKAGE, new_folder
 from .lm.transformer import AudioLM, LMConfig
 from .sampling.request import Generation
-from .text.encoders import TextEncoder, load_text_encoder
+from .text.encoders import TextEncoder
+from .text.hf import load_text_encoder
 
 # %% ../nbs/engine/hub.ipynb #aadf6927
 def pack_weights(

@@ -25,7 +25,7 @@ def tiny():
     from audiogen_nb import AudioGen, AudioLM, Codec
     from audiogen_nb.hub import POCKET
     from audiogen_nb.sampling.request import Generation
-    from audiogen_nb.text.encoders import load_text_encoder
+    from audiogen_nb.text.hf import load_text_encoder
     torch.manual_seed(0)
     return AudioGen(Codec(Codec.preset("tiny")), AudioLM(AudioLM.preset("tiny")), load_text_encoder(POCKET / "text"),
                     Generation(duration=0.5, max_duration=1.0))

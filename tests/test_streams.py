@@ -77,6 +77,20 @@ def test_errors_say_what_is_wrong():
     with pytest.raises(NotImplementedError): StreamPattern(2).steps(3)
 
 
+def test_incomplete_sequences_have_no_whole_number_of_frames():
+    with pytest.raises(ValueError, match="6 steps"): DelayPattern(6).n_frames(6)
+    with pytest.raises(ValueError, match="12 steps"): FlattenPattern(3).n_frames(12)
+
+
+def test_random_shapes_come_back():
+    random = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        batch, n_q, n_frames = (int(n) for n in torch.randint(1, 9, (3,), generator=random))
+        some = torch.randint(100, (batch, n_q, n_frames), generator=random)
+        for kind in KINDS:
+            assert torch.equal(kind(n_q).revert(kind(n_q).build(some, 100), 100), some)
+
+
 def test_names():
     assert type(get_pattern("delay", 4)) is DelayPattern and type(get_pattern("parallel", 1)) is ParallelPattern
     assert type(get_pattern("flatten", 4)) is FlattenPattern

@@ -11,8 +11,10 @@ import audiogen_nb
 from audiogen_nb.text.captions import CachedTextEncoder
 from audiogen_nb.text.distill import (distill_pocket_text, importance, pocket_vocab, principal_directions, quantise_rows,
                                  read_sound_words, word_forms)
-from audiogen_nb.text.encoders import (HFTextEncoder, PocketTextEncoder, TextEncoder, check_texts, content_words, drop_text,
-                              load_text_encoder, pad_states, word_pieces)
+from audiogen_nb.text.hf import HFTextEncoder, load_text_encoder
+from audiogen_nb.text.encoders import (
+    PocketTextEncoder, TextEncoder, check_texts, content_words, drop_text, optional_import, order_features, pad_states,
+    word_pieces)
 
 BUNDLED = Path(audiogen_nb.__file__).parent / "pocket" / "text"
 WORDS = "[PAD] [UNK] [CLS] [SEP] , a the of in sound dog bark rain down ##pour ##s ##ing cat bell".split()
@@ -61,7 +63,7 @@ def test_synonyms_find_each_other(pocket):
 def test_shapes_mask_and_null(pocket):
     states, mask = pocket(["a dog barks", None, "wind"])
     assert states.shape == (3, 3, pocket.width) and states.dtype == torch.float32 and mask.dtype == torch.bool
-    assert mask.sum(1).tolist() == [3, 0, 2]  # the mean, and a state per piece with a say
+    assert mask.sum(1).tolist() == [3, 0, 2]  # the mean, and a state per known piece
     assert states[~mask].eq(0).all() and states[mask].ne(0).any(-1).all()
     states, mask = pocket([None, None])
     assert states.shape == (2, 1, pocket.width) and not mask.any() and states.eq(0).all()
@@ -72,6 +74,15 @@ def test_a_batch_mate_changes_nothing(pocket, t5):
         alone, mask = encoder(["a dog"])
         batch, _ = encoder(["the bark of a cat", None, "a dog"])
         assert torch.equal(batch[2, :mask.sum()], alone[0])
+
+
+def test_small_refusals():
+    with pytest.raises(ValueError, match=r"\[UNK\]"): word_pieces(["dog"])
+    with pytest.raises(ValueError, match="even"): order_features(3, n_order=5)
+    with pytest.raises(TypeError, match=r"texts\[1\] must be a str"): check_texts(["rain", 7])
+    with pytest.raises(ImportError, match="pip install nosuchthing"): optional_import("nosuchthing", "this test")
+    with pytest.raises(ValueError, match="4 rows"):
+        PocketTextEncoder(["[UNK]", "the", "dog", "rain"], torch.zeros(3, 2).char(), 0.1)
 
 
 def test_spelling_does_not_matter(pocket):
@@ -265,10 +276,10 @@ def test_t5_round_trip_and_errors(t5, tmp_path):
 
 
 def test_transformers_is_imported_lazily():
-    code = "import sys, audiogen_nb.text.encoders as t; sys.modules['transformers'] = None; t.HFTextEncoder('t5-small')"
+    code = "import sys, audiogen_nb.text.hf as t; sys.modules['transformers'] = None; t.HFTextEncoder('t5-small')"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "pip install transformers" in run.stderr
-    code = "import sys, audiogen_nb.text.encoders; assert 'transformers' not in sys.modules and 'matplotlib' not in sys.modules"
+    code = "import sys, audiogen_nb.text.hf; assert not {'transformers', 'matplotlib', 'simplemma'} & {*sys.modules}"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

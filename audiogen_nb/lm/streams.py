@@ -17,7 +17,7 @@ class StreamPattern:
         self.n_q = n_q
 
     def steps(self, n_frames: int, device: torch.device | str = "cpu") -> torch.Tensor:  # (K, F) int64
-        "The step of each code; step 0 is always empty."
+        "s(k, t), the step of each code; step 0 is always empty."
         raise NotImplementedError(f"{type(self).__name__} lacks steps()")
 
     def n_steps(self, n_frames: int) -> int:  # S
@@ -25,52 +25,49 @@ class StreamPattern:
         return int(self.steps(n_frames).max()) + 1
 
     def n_frames(self, n_steps: int) -> int:  # F of a complete sequence
-        first, stride = self.n_steps(1), self.n_steps(2) - self.n_steps(1)  # S grows by a fixed stride per frame
-        n_frames, rest = divmod(n_steps - first, stride)
-        if n_frames < 0 or rest: raise ValueError(f"no whole number of frames has {n_steps} steps; one frame has {first}")
-        return n_frames + 1
+        first = self.n_steps(1)
+        more, rest = divmod(n_steps - first, self.n_steps(2) - first)  # S grows by a fixed number per frame
+        if more < 0 or rest: raise ValueError(f"{n_steps} steps are no whole number of frames")
+        return more + 1
 
     def build(self, codes: torch.Tensor, special: int) -> torch.Tensor:  # (B, K, F) → (B, K, S)
         "Lay codes out as a sequence; an empty place holds `special` (a language model uses card)."
-        if codes.dim() != 3 or codes.shape[1] != self.n_q:
-            raise ValueError(f"codes must be (B, {self.n_q}, F), got {list(codes.shape)}")
+        _check_streams("codes", codes, self.n_q, "F")
         sequence = codes.new_full((len(codes), self.n_q, self.n_steps(codes.shape[2])), special)
         return sequence.scatter(2, self.steps(codes.shape[2], codes.device).expand_as(codes), codes)
 
-    def revert(self, sequence: torch.Tensor, special: int | None = None) -> torch.Tensor:  # (B, K, S) → (B, K, F)
-        "The inverse of build; if `special` is given, a code that is still empty is refused."
-        return _revert(self, sequence, special)
+    def revert(self, sequence: torch.Tensor, special: int | None = None) -> torch.Tensor:  # (B, K, F)
+        "The inverse of build, from (B, K, S); if `special` is given, a code that is still empty is refused."
+        _check_streams("sequence", sequence, self.n_q, "S")
+        steps = self.steps(self.n_frames(sequence.shape[2]), sequence.device)  # (K, F)
+        codes = sequence.gather(2, steps.expand(len(sequence), -1, -1))
+        n_empty = 0 if special is None else int((codes == special).sum())
+        if n_empty: raise ValueError(f"sequence is unfinished: {n_empty} codes are still {special}")
+        return codes
 
     def valid(self, n_frames: int) -> torch.Tensor:  # (K, S) bool
         "True where a sequence of `n_frames` frames holds a code."
         return self.build(torch.ones(1, self.n_q, n_frames, dtype=torch.int64), 0)[0].bool()
 
     def revert_logits(
-        self,
-        logits: torch.Tensor,  # (B, K, S, card); step s scores the codes that sit at step s
-        n_frames: int | None = None,  # F; None: the sequence is complete
+        self, logits: torch.Tensor, n_frames: int | None = None  # (B, K, S, card); None: complete
     ) -> tuple[torch.Tensor, torch.Tensor]:  # (B, K, F, card), (B, K, F) bool
-        "Logits by frame. If the sequence ended early the mask is False, and the logits 0, where a code lies beyond it."
+        "Logits by frame; for a code after the end of an unfinished sequence they are 0 and the mask False."
         return _revert_logits(self, logits, n_frames)
 
 # %% ../../nbs/11_streams.ipynb #55b2f181
-def _revert(pattern: StreamPattern, sequence: torch.Tensor, special: int | None) -> torch.Tensor:
-    if sequence.dim() != 3 or sequence.shape[1] != pattern.n_q:
-        raise ValueError(f"sequence must be (B, {pattern.n_q}, S), got {list(sequence.shape)}")
-    steps = pattern.steps(pattern.n_frames(sequence.shape[2]), sequence.device)  # (K, F)
-    codes = sequence.gather(2, steps.expand(len(sequence), -1, -1))
-    if special is not None and (codes == special).any():
-        raise ValueError(f"sequence is unfinished: {int((codes == special).sum())} codes are still {special}")
-    return codes
+def _check_streams(name: str, value: torch.Tensor, n_q: int, last: str, n_dims: int = 3) -> None:
+    if value.dim() != n_dims or value.shape[1] != n_q:
+        raise ValueError(f"{name} must be (B, {n_q}, {last}), got {list(value.shape)}")
 
 
 def _revert_logits(
     pattern: StreamPattern, logits: torch.Tensor, n_frames: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    if logits.dim() != 4 or logits.shape[1] != pattern.n_q:
-        raise ValueError(f"logits must be (B, {pattern.n_q}, S, card), got {list(logits.shape)}")
+    _check_streams("logits", logits, pattern.n_q, "S, card", n_dims=4)
     batch, _, n_steps, card = logits.shape
-    steps = pattern.steps(pattern.n_frames(n_steps) if n_frames is None else n_frames, logits.device)  # (K, F)
+    if n_frames is None: n_frames = pattern.n_frames(n_steps)
+    steps = pattern.steps(n_frames, logits.device)  # (K, F)
     known = (steps < n_steps).expand(batch, -1, -1)  # (B, K, F)
     index = steps.clamp(max=n_steps - 1)[None, :, :, None].expand(batch, -1, -1, card)
     return logits.gather(2, index) * known[..., None], known
@@ -80,21 +77,23 @@ class ParallelPattern(StreamPattern):
     "All codes of a frame in one step (the paper)."
 
     def steps(self, n_frames: int, device: torch.device | str = "cpu") -> torch.Tensor:  # (K, F)
-        return (1 + torch.arange(n_frames, device=device)).expand(self.n_q, -1)
+        return (1 + torch.arange(n_frames, device=device)).expand(self.n_q, -1)  # s(k, t) = t + 1
 
 # %% ../../nbs/11_streams.ipynb #7e2856bf
 class DelayPattern(StreamPattern):
     "Stream k sits k steps later than in the parallel layout (AudioCraft)."
 
     def steps(self, n_frames: int, device: torch.device | str = "cpu") -> torch.Tensor:  # (K, F)
-        return 1 + torch.arange(n_frames, device=device) + torch.arange(self.n_q, device=device)[:, None]
+        frame, stream = torch.arange(n_frames, device=device), torch.arange(self.n_q, device=device)
+        return frame + stream[:, None] + 1  # s(k, t) = t + k + 1
 
 # %% ../../nbs/11_streams.ipynb #4774e6ef
 class FlattenPattern(StreamPattern):
     "One code a step: frame after frame, stream after stream (the most a model can see, at K times the steps)"
 
     def steps(self, n_frames: int, device: torch.device | str = "cpu") -> torch.Tensor:  # (K, F)
-        return 1 + self.n_q * torch.arange(n_frames, device=device) + torch.arange(self.n_q, device=device)[:, None]
+        frame, stream = torch.arange(n_frames, device=device), torch.arange(self.n_q, device=device)
+        return self.n_q * frame + stream[:, None] + 1  # s(k, t) = Kt + k + 1
 
 # %% ../../nbs/11_streams.ipynb #edb8523e
 def get_pattern(

@@ -23,7 +23,9 @@ from .audiocraft_codec import codec_from_audiocraft, codec_to_audiocraft
 from .pickles import (
     Checkpoint, TensorMap, gather_tensors, read_checkpoint, release_pages, scatter_tensors, setting, trimming)
 from ..sampling.request import Generation
-from ..text.encoders import HFTextEncoder, TextEncoder
+from ..text.hf import HFTextEncoder
+from ..text.encoders import TextEncoder
+
 
 # %% ../../nbs/peers/audiocraft.ipynb #f8221830
 _LM_FIXED = {           # what the language model of "A Transformer over sound" is; a published file may leave settings out

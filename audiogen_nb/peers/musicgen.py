@@ -23,7 +23,9 @@ from ..lm.transformer import LMConfig
 from .audiocraft_codec import codec_from_audiocraft, codec_to_audiocraft
 from .pickles import TensorMap, gather_tensors, scatter_tensors, trimming
 from ..sampling.request import Generation
-from ..text.encoders import HFTextEncoder, TextEncoder
+from ..text.hf import HFTextEncoder
+from ..text.encoders import TextEncoder
+
 
 # %% ../../nbs/peers/musicgen.ipynb #68636001
 def musicgen_map(

@@ -11,11 +11,22 @@ import os
 from pathlib import Path
 
 import torch
+from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..files import atomic_path, cache_dir
 from .encoders import TextEncoder
+
+# %% ../../nbs/engine/captions.ipynb #3b3bf39c
+@patch
+def fingerprint(self: TextEncoder) -> str:
+    "A name for everything the encoder could say: equal for equal weights, vocabulary and settings."
+    digest = hashlib.sha256(repr((type(self).__name__, self.settings())).encode())
+    for name, value in [*self.named_buffers(), *self.named_parameters()]:
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 # %% ../../nbs/engine/captions.ipynb #0a37c2f1
 class CachedTextEncoder(TextEncoder):
@@ -29,10 +40,10 @@ class CachedTextEncoder(TextEncoder):
     ):
         super().__init__()
         if max_bytes < 1: raise ValueError(f"max_bytes must be at least 1, got {max_bytes}")
-        self.encoder, self.width, self.max_length, self.max_bytes = encoder, encoder.width, encoder.max_length, max_bytes
+        self.encoder, self.width, self.max_length = encoder, encoder.width, encoder.max_length
         self.folder = Path(folder or cache_dir() / "captions") / encoder.fingerprint()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.n_bytes = sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
+        self.max_bytes, self.n_bytes = max_bytes, sum(path.stat().st_size for path in _files(self.folder))
 
     def path(self, text: str) -> Path:  # where this caption's states are, or would be
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
@@ -53,17 +64,22 @@ class CachedTextEncoder(TextEncoder):
     def _write(self, path: Path, states: torch.Tensor) -> None:
         with atomic_path(path) as temporary: save_file({"states": states.cpu().contiguous()}, temporary)
         self.n_bytes += path.stat().st_size
-        if self.n_bytes > self.max_bytes: self._forget()
-
-    def _forget(self) -> None:
-        "Remove the captions unused for longest until nine tenths of the room are left in use"
-        files = sorted((path.stat().st_mtime_ns, path.stat().st_size, path) for path in self.folder.glob("*.safetensors"))
-        self.n_bytes = sum(size for _, size, _ in files)
-        for _, size, path in files:
-            if self.n_bytes <= 0.9 * self.max_bytes: break
-            path.unlink(missing_ok=True)
-            self.n_bytes -= size
+        if self.n_bytes > self.max_bytes: self.n_bytes = _remove_oldest(self.folder, 0.9 * self.max_bytes)
 
     def tokens(self, text: str) -> list[str]: return self.encoder.tokens(text)
     def fingerprint(self) -> str: return self.encoder.fingerprint()
     def save(self, folder: str | Path) -> Path: return self.encoder.save(folder)  # a saved model has no cache
+
+# %% ../../nbs/engine/captions.ipynb #af2259cc
+def _files(folder: Path) -> list[Path]: return list(folder.glob("*.safetensors"))
+
+
+def _remove_oldest(folder: Path, room: float) -> int:  # bytes left
+    "Remove the files unused for longest until `room` bytes hold the rest."
+    files = sorted((path.stat().st_mtime_ns, path.stat().st_size, path) for path in _files(folder))
+    n_bytes = sum(size for _, size, _ in files)
+    for _, size, path in files:
+        if n_bytes <= room: break
+        path.unlink(missing_ok=True)
+        n_bytes -= size
+    return n_bytes

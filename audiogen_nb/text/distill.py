@@ -23,7 +23,8 @@ def word_forms(
     word: str,  # a noun or a verb in its base form
 ) -> list[str]:  # the word with its regular -s, -ed and -ing forms
     "Regular English endings; a wrong form of an irregular word is a row that nobody asks for."
-    short = len(word) > 2 and word[-1] not in "aeiouwxy" and word[-2] in "aeiou" and sum(c in "aeiou" for c in word) == 1
+    short = len(word) > 2 and word[-1] not in "aeiouwxy" and word[-2] in "aeiou"  # like clap, drip
+    short = short and sum(letter in "aeiou" for letter in word) == 1
     if word.endswith(("s", "x", "z", "ch", "sh")): plural = word + "es"
     elif word.endswith("y") and word[-2] not in "aeiou": plural = word[:-1] + "ies"
     else: plural = word + "s"
@@ -42,7 +43,7 @@ def read_sound_words(
 
 # %% ../../nbs/worlds/distill.ipynb #5f33bd42
 def pocket_vocab(
-    source: list[str],  # the vocabulary of the network to distil, in the order of its ids (most frequent first)
+    source: list[str],  # the vocabulary of the network to distil, in the order of its ids
     words: Iterable[str],  # whole words to add, with their regular forms
 ) -> list[str]:
     "Keep the source's plain ASCII pieces, then add the forms of `words` that it lacks."
@@ -77,8 +78,8 @@ def embed_words(
 def principal_directions(
     vectors: torch.Tensor,  # (N, width)
     dim: int,  # how many numbers to keep of each
-    weight: torch.Tensor | None = None,  # (N,) how much each row counts in choosing what to keep; None: equally
-    whiten: float = 0.5,  # 0: plain PCA; 1: every kept direction equally wide
+    weight: torch.Tensor | None = None,  # (N,) how much each row counts; None: all equally
+    whiten: float = 0.5,  # alpha, 0: plain PCA; 1: every kept direction equally wide
 ) -> torch.Tensor:  # (N, dim) rows of unit length
     "PCA: remove the mean, keep the widest directions, damp the very widest, normalise each row."
     if not 0 < dim <= vectors.shape[1]: raise ValueError(f"dim must be in 1..{vectors.shape[1]}, got {dim}")
@@ -92,13 +93,13 @@ def principal_directions(
 # %% ../../nbs/worlds/distill.ipynb #eea4458f
 def importance(
     vocab: list[str],  # most frequent first, but for "[UNK]" and single characters
-    half: float = 100.0,  # the rank at which a word has half a say
-    least: float = 0.1,  # below this a word has none
+    half: float = 100.0,  # the rank at which a word counts half
+    least: float = 0.1,  # below this a word does not count
 ) -> torch.Tensor:  # (len(vocab),) between 0 and 1
-    "Rare words say more: rank / (rank + half), which is SIF weighting under Zipf's law."
+    "Rare words count more: rank / (rank + half), which is SIF weighting under Zipf's law."
     whole = torch.tensor([len(t.removeprefix("##")) > 1 and t != "[UNK]" for t in vocab])
     rank = whole.cumsum(0)
-    weight = rank / (rank + half) * whole  # single characters and [UNK] have no say
+    weight = rank / (rank + half) * whole  # single characters and [UNK] do not count
     return torch.where(weight < least, 0.0, weight)
 
 # %% ../../nbs/worlds/distill.ipynb #e6afce39
@@ -119,15 +120,17 @@ def distill_pocket_text(
 ) -> PocketTextEncoder:
     "Turn a sentence encoder into a table: read every word once, keep `dim` directions, one byte each."
     auto = optional_import("transformers", "distilling")
-    tokenizer, model = auto.AutoTokenizer.from_pretrained(source), auto.AutoModel.from_pretrained(source).eval()
+    tokenizer, model = (kind.from_pretrained(source) for kind in (auto.AutoTokenizer, auto.AutoModel))
     ids = tokenizer.get_vocab()
     words = read_sound_words() if words is None else words
     vocab = pocket_vocab(sorted(ids, key=ids.get), words)
-    gloss = {form: words[word] if words[word] != word else form for word in words for form in word_forms(word)}
+    pairs = ((form, word, text) for word, text in words.items() for form in word_forms(word))
+    gloss = {form: form if text == word else text for form, word, text in pairs}
     heard = torch.tensor([token in gloss for token in vocab])
-    weight = heard / heard.sum().clamp(min=1) + ~heard / (~heard).sum()  # half for words for sounds, half for the rest
-    phrases = [token if token in ids else gloss.get(token, token) for token in vocab]  # a gloss only where needed
-    directions = principal_directions(embed_words(model, tokenizer, phrases, prefix), dim, weight)
+    # half of the weight for words for sounds, half for all others
+    weight = heard / heard.sum().clamp(min=1) + ~heard / (~heard).sum()
+    phrases = [token if token in ids else gloss.get(token, token) for token in vocab]  # a gloss where needed
+    directions = principal_directions(embed_words(model.eval(), tokenizer, phrases, prefix), dim, weight)
     table, scale = quantise_rows(directions * importance(vocab)[:, None] * math.sqrt(dim))
     encoder = PocketTextEncoder(vocab, table, scale)
     encoder.save(out_dir)

@@ -24,7 +24,8 @@ from ..pipeline import AudioGen
 from ..sampling.request import Generation
 from ..sound import save_audio, set_level
 from ..text.captions import CachedTextEncoder
-from ..text.encoders import TextEncoder, drop_text, load_text_encoder
+from ..text.encoders import TextEncoder, drop_text
+from ..text.hf import load_text_encoder
 from .lm_step import blur_text, lm_loss
 from .loop import load_checkpoint, run_steps, step_generator, warmup_cosine
 from .runs import read_config, read_recipe, read_settings, record_recipe, training_clips
