@@ -17,8 +17,10 @@ import torch
 from audiogen_nb import Codec
 from audiogen_nb.data.toy_kinds import ToyWorld
 from audiogen_nb.train.loop import load_checkpoint, read_log, run_steps
-from audiogen_nb.train.runs import read_config, read_settings
-from audiogen_nb.train.codec import Adversary, CodecTrainer, CodecTraining, codec_batch, diagnose, fit_codec_from_config
+from audiogen_nb.text.encoders import read_config
+from audiogen_nb.train.runs import read_settings
+from audiogen_nb.train.codec_step import Adversary, codec_batch
+from audiogen_nb.train.codec import CodecTrainer, CodecTraining, diagnose, fit_codec_from_config
 from audiogen_nb.sound import save_audio
 
 CONFIGS = Path(__file__).parent.parent / "audiogen_nb" / "configs"
@@ -228,7 +230,19 @@ def test_every_setting_matters(outcome, usual, name, tmp_path):
 
 
 def test_every_setting_is_tested():
-    assert {f.name for f in fields(CodecTraining)} - set(CHANGES) == {"freeze_encoder", "checkpoint_every", "sample_every"}
+    others = {"freeze_encoder", "checkpoint_every", "sample_every", "adversarial_form"}
+    assert {f.name for f in fields(CodecTraining)} - set(CHANGES) == others
+
+
+@pytest.mark.parametrize(("form", "loss"), [("audiocraft", -5.0), ("paper", 0.0)])
+def test_the_form_of_the_adversarial_loss_reaches_the_adversary(form, loss):
+    "With verdicts of 5 the two forms differ; near 0, as in a short training, their gradients are the same"
+    adversary = CodecTrainer(Codec(Codec.preset("tiny")), CodecTraining(discriminator="tiny", adversarial_form=form)).adversary
+    for disc in adversary.model.discriminators:
+        torch.nn.utils.parametrize.remove_parametrizations(disc.last, "weight")
+        torch.nn.init.zeros_(disc.last.weight), torch.nn.init.constant_(disc.last.bias, 5.0)
+    audio = 0.1 * torch.randn(1, 1, 4000, generator=torch.Generator().manual_seed(0))
+    assert adversary.judge(audio, audio.clone().requires_grad_())[0]["adversarial"].item() == pytest.approx(loss)
 
 
 def test_samples_are_written_of_held_out_sounds(tmp_path):

@@ -103,6 +103,34 @@ def test_adversarial_losses_equal_audiocraft(reference, judged):
     close_to_largest(ours, reference["grad_4adv_4feat_wrt_fake"])
 
 
+def said(*verdicts):
+    "One list of verdicts for each scale, no features"
+    return [(torch.tensor(v), []) for v in verdicts]
+
+
+def test_the_generator_loss_of_audiocraft_is_minus_the_mean_verdict():
+    assert generator_loss(said([0.5, 1.5], [3.0])).item() == -2.0
+    assert torch.equal(generator_loss(said([0.5, 1.5], [3.0]), form="audiocraft"), generator_loss(said([0.5, 1.5], [3.0])))
+
+
+def test_the_generator_loss_of_the_paper_is_a_hinge():
+    "Means of max(0, 1 - D) over a map, then over the scales"
+    assert generator_loss(said([0.5, 1.5], [3.0]), form="paper").item() == 0.125
+    assert generator_loss(said([-2.0], [1.0]), form="paper").item() == 1.5
+
+
+@pytest.mark.parametrize(("form", "pulls"), [("audiocraft", [-0.5, -0.5]), ("paper", [-0.5, 0.0])])
+def test_only_the_paper_form_stops_at_the_margin(form, pulls):
+    verdicts = torch.tensor([0.0, 5.0], requires_grad=True)
+    generator_loss([(verdicts, [])], form).backward()
+    assert verdicts.grad.tolist() == pulls
+
+
+def test_an_unknown_form_of_the_generator_loss_is_refused():
+    with pytest.raises(ValueError, match="form must be one of"):
+        generator_loss(said([0.0]), form="hinge")
+
+
 @pytest.mark.parametrize("name", DISCRIMINATOR_PRESETS)
 def test_a_discriminator_teaches_both_sides(name):
     torch.manual_seed(0)

@@ -21,9 +21,11 @@ class Balancer:
         if not weights or min(weights.values()) < 0 or not sum(weights.values()):
             raise ValueError(f"weights must be non-negative and not all zero, got {weights}")
         self.weights, self.total_norm, self.decay, self.balance = dict(weights), total_norm, decay, balance
-        self.running: dict[str, list[float]] = {}                # name -> [weighted sum of norms, sum of the weights]
+        self.running: dict[str, list[float]] = {}        # name -> [weighted sum of norms, sum of the weights]
 
-    def state_dict(self) -> dict[str, list[float]]: return {name: list(pair) for name, pair in self.running.items()}
+    def state_dict(self) -> dict[str, list[float]]:
+        return {name: list(pair) for name, pair in self.running.items()}
+
     def load_state_dict(self, state: dict[str, list[float]]) -> None:
         self.running = {name: list(pair) for name, pair in state.items()}
 
@@ -35,15 +37,19 @@ class Balancer:
         "Mix the losses' gradients on `output` and send them on to what made it"
         unknown = losses.keys() - self.weights.keys()
         if unknown:
-            raise ValueError(f"the balancer has no weight for {sorted(unknown)}; it knows {sorted(self.weights)}")
+            raise ValueError(f"the balancer has no weight for {sorted(unknown)}; "
+                             f"it knows {sorted(self.weights)}")
         grads = [torch.autograd.grad(loss, [output], retain_graph=True)[0] for loss in losses.values()]
         norms = self._average(losses, _mean_norms(grads))
         share = self.total_norm / (sum(self.weights[name] for name in losses) or 1)
-        scales = [self.weights[name] * (share / (norm + 1e-12) if self.balance else 1) for name, norm in zip(losses, norms)]
-        mixed = sum(scale * grad for scale, grad in zip(scales, grads))
-        torch.autograd.backward([output] if also is None else [output, also], [mixed] if also is None else [mixed, None])
+        scales = [self.weights[name] * (share / (norm + 1e-12) if self.balance else 1)
+                  for name, norm in zip(losses, norms)]
+        mixed = sum(scale * grad for scale, grad in zip(scales, grads))                                   # g
+        torch.autograd.backward([output], [mixed]) if also is None else \
+            torch.autograd.backward([output, also], [mixed, None])
         effective = sum(scale * loss.item() for scale, loss in zip(scales, losses.values()))
-        return {"balanced": effective, **{f"ratio_{name}": norm / (sum(norms) + 1e-12) for name, norm in zip(losses, norms)}}
+        ratios = {f"ratio_{name}": norm / (sum(norms) + 1e-12) for name, norm in zip(losses, norms)}
+        return {"balanced": effective, **ratios}
 
     def _average(self, names, norms):
         "Running averages, without bias towards the zero they start from"
@@ -55,7 +61,8 @@ class Balancer:
 # %% ../../nbs/engine/balancer.ipynb #bdc3aeff
 def _mean_norms(grads):
     "Mean over the items, of all processes, of each gradient's norm"
-    sums = torch.stack([grad.flatten(1).norm(dim=1).sum() for grad in grads] + [grads[0].new_tensor(len(grads[0]))])
+    norms, items = [grad.flatten(1).norm(dim=1).sum() for grad in grads], grads[0].new_tensor(len(grads[0]))
+    sums = torch.stack([*norms, items])
     if distributed.is_initialized():
         distributed.all_reduce(sums)
     return (sums[:-1] / sums[-1]).tolist()

@@ -19,12 +19,12 @@ from ..sound import check_audio
 # %% ../../nbs/08_losses.ipynb #1dc8ea41
 def time_loss(
     x: torch.Tensor, # (B, 1, T) original
-    y: torch.Tensor, # (B, 1, T) reconstruction
+    y: torch.Tensor, # (B, 1, T) reconstruction, x̂
 ) -> torch.Tensor: # ()
     "Mean absolute difference of the waveforms (the paper's time-domain loss)"
     if x.shape != y.shape:
         raise ValueError(f"original and reconstruction differ in shape: {list(x.shape)} and {list(y.shape)}")
-    return (x - y).abs().mean()
+    return (x - y).abs().mean()                                       # ℓ_t
 
 # %% ../../nbs/08_losses.ipynb #ac2d1c32
 class MelScale(nn.Module):
@@ -38,18 +38,20 @@ class MelScale(nn.Module):
         super().__init__()
         self.window_size, self.hop = window, window // 4
         hann = torch.hann_window(window)
-        self.register_buffer("window", hann / hann.square().sum().sqrt(), persistent=False)   # "normalised STFT"
-        with warnings.catch_warnings():      # short windows have fewer bins than bands: some stay empty, and harmless
+        self.register_buffer("window", hann / hann.norm(), persistent=False)             # w_i
+        with warnings.catch_warnings():           # short windows have fewer bins than bands: some stay empty
             warnings.simplefilter("ignore")
-            bank = torchaudio.functional.melscale_fbanks(window // 2 + 1, f_min, sample_rate / 2, n_mels, sample_rate)
+            n_bins, f_max = window // 2 + 1, sample_rate / 2
+            bank = torchaudio.functional.melscale_fbanks(n_bins, f_min, f_max, n_mels, sample_rate)    # M_i
         self.register_buffer("bank", bank.T.contiguous(), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:             # (B, 1, T) -> (B, n_mels, frames)
         edge = (self.window_size - self.hop) // 2
         x = F.pad(x, (edge, edge), mode="reflect").squeeze(1)
         x = F.pad(x, (0, -(x.shape[-1] - self.window_size) % self.hop))      # fill the last frame
-        spec = torch.stft(x, self.window_size, self.hop, window=self.window, center=False, return_complex=True)
-        return self.bank @ (spec.real.square() + spec.imag.square())
+        n, hop, w = self.window_size, self.hop, self.window
+        spec = torch.stft(x, n, hop, window=w, center=False, return_complex=True)
+        return self.bank @ (spec.real.square() + spec.imag.square())                     # S_i
 
 # %% ../../nbs/08_losses.ipynb #9d5b6af1
 class MelLoss(nn.Module):
@@ -68,19 +70,21 @@ class MelLoss(nn.Module):
         self.form = form
         self.alphas = [alpha] * len(windows) if isinstance(alpha, (int, float)) else list(alpha)
         if len(self.alphas) != len(windows):
-            raise ValueError(f"alpha must be one number or one for each of {len(windows)} windows, got {len(self.alphas)}")
+            raise ValueError(f"alpha must be one number or one for each of {len(windows)} windows, "
+                             f"got {len(self.alphas)}")
         self.scales = nn.ModuleList(MelScale(sample_rate, w, n_mels, f_min) for w in windows)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:     # (B, 1, T) twice -> ()
-        total = sum(self._distance(scale(x), scale(y), alpha) for scale, alpha in zip(self.scales, self.alphas))
-        return total / (len(self.scales) + (sum(self.alphas) if self.form == "audiocraft" else 0))
+        terms = (self._distance(scale(x), scale(y), alpha) for scale, alpha in zip(self.scales, self.alphas))
+        return sum(terms) / (len(self.scales) + (sum(self.alphas) if self.form == "audiocraft" else 0))  # ℓ_f
 
-    def _distance(self, a, b, alpha):                                        # mel power (B, n_mels, frames) twice
+    def _distance(self, a, b, alpha):                                # mel power (B, n_mels, frames) twice
         if self.form == "audiocraft":
             return (a - b).abs().mean() + alpha * F.mse_loss((a + 1e-5).log10(), (b + 1e-5).log10())
         if self.form == "log":
-            a, b = (0.5 * (power + 1e-6).log() for power in (a, b))
-        return (a - b).abs().mean() + alpha * torch.linalg.vector_norm(a - b, dim=(1, 2)).mean() / a[0].numel() ** 0.5
+            a, b = (0.5 * (power + 1e-6).log() for power in (a, b))              # L_i for S_i
+        l2 = torch.linalg.vector_norm(a - b, dim=(1, 2)).mean() / a[0].numel() ** 0.5
+        return (a - b).abs().mean() + alpha * l2
 
 # %% ../../nbs/08_losses.ipynb #39252a49
 def si_sdr(
@@ -89,8 +93,8 @@ def si_sdr(
 ) -> torch.Tensor: # (...) in dB, higher is better
     "Scale-invariant signal-to-distortion ratio"
     x, y = x - x.mean(-1, keepdim=True), y - y.mean(-1, keepdim=True)
-    scale = (x * y).sum(-1, keepdim=True) / x.square().sum(-1, keepdim=True).clamp_min(1e-9)
-    along, rest = (scale * x).square().sum(-1), (y - scale * x).square().sum(-1)
+    a = (x * y).sum(-1, keepdim=True) / x.square().sum(-1, keepdim=True).clamp_min(1e-9)        # a
+    along, rest = (a * x).square().sum(-1), (y - a * x).square().sum(-1)
     return 10 * torch.log10(along.clamp_min(1e-9) / rest.clamp_min(1e-9))
 
 # %% ../../nbs/08_losses.ipynb #d2c79828
