@@ -17,7 +17,7 @@ import torch
 from audiogen_nb import Codec
 from audiogen_nb.data.toy_kinds import ToyWorld
 from audiogen_nb.train.loop import load_checkpoint, read_log, run_steps
-from audiogen_nb.text.encoders import read_config
+from audiogen_nb.train.runs import read_config
 from audiogen_nb.train.runs import read_settings
 from audiogen_nb.train.codec_step import Adversary, codec_batch
 from audiogen_nb.train.codec import CodecTrainer, CodecTraining, diagnose, fit_codec_from_config

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FUNCTION_WORDS', 'pad_states', 'check_texts', 'TextEncoder', 'word_pieces', 'order_features', 'caption_states',
-           'write_config', 'read_config', 'PocketTextEncoder', 'optional_import', 'content_words', 'drop_text']
+           'write_encoder_config', 'read_encoder_config', 'PocketTextEncoder', 'optional_import', 'content_words',
+           'drop_text']
 
 # %% ../../nbs/12_words.ipynb #bb37d445
 import importlib
@@ -119,16 +120,16 @@ def caption_states(
     return torch.cat([torch.cat([mean, words]), order], dim=1)
 
 # %% ../../nbs/12_words.ipynb #9a0c1126
-def write_config(folder: Path, config: dict) -> None:
+def write_encoder_config(folder: Path, config: dict) -> None:
     "Write `folder`/config.json, whole or not at all."
     with atomic_path(folder / "config.json") as new: new.write_text(json.dumps(config, indent=1) + "\n")
 
 
-def read_config(
+def read_encoder_config(
     folder: str | Path,  # of a saved text encoder
     kind: str | None = None,  # the "type" it must have; None: any
 ) -> dict:
-    "What `write_config` wrote."
+    "What `write_encoder_config` wrote."
     path = Path(folder) / "config.json"
     if not path.is_file(): raise FileNotFoundError(f"no text encoder in {folder}: config.json is missing")
     config = json.loads(path.read_text())
@@ -143,12 +144,12 @@ def _save_pocket(encoder: "PocketTextEncoder", folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / "vocab.txt") as new: new.write_text("".join(lines), encoding="utf-8")
     with atomic_path(folder / "table.safetensors") as new: save_file(tensors, new)
-    write_config(folder, {"type": "pocket", "n_order": encoder.n_order, "max_length": encoder.max_length})
+    write_encoder_config(folder, {"type": "pocket", "n_order": encoder.n_order, "max_length": encoder.max_length})
     return folder
 
 
 def _load_pocket(folder: Path) -> dict:
-    config = read_config(folder, "pocket")
+    config = read_encoder_config(folder, "pocket")
     for name in ("vocab.txt", "table.safetensors"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"the text encoder in {folder} lacks {name}")

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .encoders import (
-    PocketTextEncoder, TextEncoder, content_words, optional_import, read_config, write_config)
+    PocketTextEncoder, TextEncoder, content_words, optional_import, read_encoder_config, write_encoder_config)
 
 # %% ../../nbs/engine/text_encoders.ipynb #76cc1bcc
 def _auto(): return optional_import("transformers", "this text encoder")
@@ -31,7 +31,7 @@ def _save_hf(encoder: "HFTextEncoder", folder: Path) -> Path:
         encoder.model.save_pretrained(folder / "encoder")
         encoder.tokenizer.save_pretrained(folder / "encoder")
     settings = {"max_length": encoder.max_length, "normalise": encoder.normalise}
-    write_config(folder, {"type": "hf", "name": encoder.name, **settings})
+    write_encoder_config(folder, {"type": "hf", "name": encoder.name, **settings})
     return folder
 
 # %% ../../nbs/engine/text_encoders.ipynb #586e2bc2
@@ -77,7 +77,7 @@ class HFTextEncoder(TextEncoder):
 
     @classmethod
     def load(cls, folder: str | Path) -> "HFTextEncoder":
-        config = read_config(folder, "hf")
+        config = read_encoder_config(folder, "hf")
         settings = {name: config[name] for name in ("max_length", "normalise") if name in config}
         return cls(config["name"] or Path(folder) / "encoder", **settings)
 
@@ -87,6 +87,6 @@ def load_text_encoder(
 ) -> TextEncoder:
     "Open a saved text encoder of either kind."
     kinds = {"pocket": PocketTextEncoder, "hf": HFTextEncoder}
-    kind = read_config(folder).get("type")
+    kind = read_encoder_config(folder).get("type")
     if kind not in kinds: raise ValueError(f"{folder} holds an encoder of type {kind!r}; known: {[*kinds]}")
     return kinds[kind].load(folder)

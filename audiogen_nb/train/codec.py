@@ -20,19 +20,17 @@ from torch import nn
 from ..codec.adversarial import DISCRIMINATOR_PRESETS, GENERATOR_FORMS
 from ..codec.balancer import Balancer
 from ..codec.losses import MelLoss
-from ..codec.vq import Codec
+from ..codec.vq import Codec, frames_of
 from ..data.clips import Clip
 from ..engine.processes import (average_gradients, mean_over_processes, own_part, processes,
-                                          share_weights, sum_over_processes, world_size)
+                                          share_codebooks, share_weights, sum_over_processes, world_size)
 from ..codec.codebook import CodebookUse
-from ..lab.observatory import frames_of
 from ..sound import fade, fit_length, save_audio
 from .codec_step import (Adversary, check_clips, codec_batch, rebuild, reconstruction_losses,
                                           start_codebooks)
 from .loop import (
     load_checkpoint, run_steps, step_generator, update_average, warmup_constant, warmup_cosine)
-from ..text.encoders import read_config
-from .runs import read_settings, record_recipe, training_clips
+from .runs import read_config, read_settings, record_recipe, training_clips
 
 # %% ../../nbs/engine/codec_training.ipynb #cc270e90
 SCHEDULES = {"cosine": warmup_cosine, "constant": warmup_constant}
@@ -112,6 +110,7 @@ class CodecTrainer:
     ):
         s, device = settings, next(codec.parameters()).device
         self.codec, self.settings = codec, s
+        share_codebooks(codec)
         self.mel_loss = MelLoss(codec.sample_rate, **MEL_LOSSES[s.mel]).to(device)
         self.average = copy.deepcopy(codec) if s.average else codec          # the weights to use
         self.learner = codec.decoder if s.freeze_encoder else codec
