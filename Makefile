@@ -16,7 +16,7 @@ LIBRARY  := $(shell find audiogen_nb -type f -not -name '*.pyc' 2>/dev/null)
 export PROMPT OUT
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test numeric export clean-notebooks readme sync pocket clean
+.PHONY: help demo lab test numeric docs figures sounds export clean-notebooks readme sync pocket clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -34,6 +34,15 @@ test: $(VENV)/.dev ## run every check
 numeric: $(VENV)/.dev ## run what another processor computes otherwise: make numeric ATEN_CPU_CAPABILITY=default
 	@ATEN_CPU_CAPABILITY=$(ATEN_CPU_CAPABILITY) ONEDNN_MAX_CPU_ISA=$(ONEDNN_MAX_CPU_ISA) \
 	  $(BIN)/python -m pytest tests -m numeric -ra --durations=10
+
+docs: $(VENV)/.docs ## build the book as a site, _docs/site/index.html, from the notebooks' outputs
+	@$(BIN)/python docs/build.py
+
+figures: $(VENV)/.lab ## draw nbs/figures from the configurations
+	@$(BIN)/python -c "from audiogen_nb.lab.drawings import draw_all; draw_all('nbs/figures')"
+
+sounds: $(VENV)/.lab ## make nbs/sounds: recordings (fetched), takes of the bundled model
+	@$(BIN)/python -c "from audiogen_nb.lab.gallery import make_sounds; make_sounds('nbs/sounds', overwrite=True)"
 
 export: $(VENV)/.dev ## write audiogen_nb/ from the notebooks
 	@$(BIN)/nbdev_export && echo "audiogen_nb/ is written"
@@ -60,7 +69,7 @@ pocket: $(VENV)/.lab ## train the bundled model again, from its recordings (hour
 	@echo "copy $(RUNS)/pocket_lm_second/model over audiogen_nb/pocket to bundle it"
 
 clean: ## remove .venv and build leftovers
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) _docs build dist *.egg-info
 
 $(BIN)/python:
 	@echo "making $(VENV) with $$($(PYTHON) --version)"
@@ -68,7 +77,7 @@ $(BIN)/python:
 
 # The editable installs below include the plain one, so that one is skipped where they are.
 $(VENV)/.demo: $(CONFIG) $(LIBRARY) | $(BIN)/python
-	@if [ ! -e $(VENV)/.lab ] && [ ! -e $(VENV)/.dev ]; then \
+	@if [ ! -e $(VENV)/.lab ] && [ ! -e $(VENV)/.dev ] && [ ! -e $(VENV)/.docs ]; then \
 	  echo "installing audiogen_nb into $(VENV) (the first time this fetches PyTorch: a few minutes) ..."; \
 	  rm -rf build && $(PIP) . && rm -rf build; fi
 	@touch $@
@@ -81,4 +90,9 @@ $(VENV)/.lab: $(CONFIG) | $(BIN)/python
 $(VENV)/.dev: $(CONFIG) | $(BIN)/python
 	@echo "installing audiogen_nb and its development tools into $(VENV) (the first time: a few minutes) ..."
 	@$(PIP) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.docs: $(CONFIG) | $(BIN)/python
+	@echo "installing audiogen_nb and the site's tools into $(VENV) (the first time: a few minutes) ..."
+	@$(PIP) -e '.[docs]'
 	@touch $@

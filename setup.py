@@ -9,7 +9,7 @@ config.read(here / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 
 notebooks = cfg["notebooks_requirements"].split()
-development = cfg["dev_requirements"].split()
+development, site = cfg["dev_requirements"].split(), cfg["docs_requirements"].split()
 lora, captions = cfg["lora_requirements"].split(), cfg["captions_requirements"].split()
 book = notebooks + lora + captions        # the chapters use every extra
 licences = {"apache2": "Apache-2.0"}
@@ -26,6 +26,7 @@ setup(
                  "Topic :: Multimedia :: Sound/Audio", "Topic :: Scientific/Engineering :: Artificial Intelligence"],
     packages=find_packages(include=[cfg["lib_name"], cfg["lib_name"] + ".*"]), package_data={cfg["lib_name"]: data},
     python_requires=">=" + cfg["min_python"], install_requires=cfg["requirements"].split(),
-    extras_require={"notebooks": book, "lora": lora, "captions": captions, "dev": book + development},
+    extras_require={"notebooks": book, "lora": lora, "captions": captions, "docs": site,
+                    "dev": book + development + site},
     entry_points={"console_scripts": cfg["console_scripts"].split()}, zip_safe=False,
 )
