@@ -61,7 +61,7 @@ def main(
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         return 130
-    except typer.BadParameter.__base__ as e:              # Typer's UsageError: unknown options, missing arguments
+    except typer.BadParameter.__base__ as e:  # Typer's UsageError: unknown options, missing arguments
         message = e.format_message()
     except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as e:
         message = str(e)
@@ -120,7 +120,7 @@ def _generate(name, texts, paths, prompt_audio, settings):
 
     from audiogen_nb.pipeline import AudioGen
     from audiogen_nb.sound import load_audio, save_audio
-    sound = prompt_audio and load_audio(prompt_audio)                    # a bad file is refused before the model is loaded
+    sound = prompt_audio and load_audio(prompt_audio)  # a bad file is refused before the model is loaded
     if settings["seed"] is None:
         settings["seed"] = secrets.randbelow(100_000)
         print(f"seed {settings['seed']}", file=sys.stderr)

@@ -105,7 +105,7 @@ def _load_weights(module, path):
 def load_parts(
     folder: str | Path, # what `save_parts` wrote
     device: str | torch.device = "cpu",
-    dtype: torch.dtype | str | None = None, # of the language model: "float32", "bfloat16" or "int8", for generation only; None is float32, trainable
+    dtype: torch.dtype | str | None = None,  # of the language model: "float32", "bfloat16" or "int8", for generation only; None is float32, trainable
     text_encoder: TextEncoder | None = None, # None: the one inside
 ) -> Parts:
     "Load a model from a folder"
@@ -167,7 +167,7 @@ AUDIOCRAFT_FILES = ("state_dict.bin", "compression_state_dict.bin")      # langu
 
 def model_folder(
     name: str | Path, # "pocket", a folder, or a hub id "owner/name"
-    files: tuple[str, ...] | None = None, # what to fetch of a hub id, patterns are allowed; None is everything
+    files: tuple[str, ...] | None = None,  # what to fetch of a hub id, patterns are allowed; None is everything
     **hub, # revision, token, cache_dir, local_files_only: as in `huggingface_hub.snapshot_download`
 ) -> Path:
     "The folder of a model: bundled, given, or fetched from the hub"
@@ -231,7 +231,7 @@ class ModelOfParts:
 
     def save_pretrained(self,
         folder: str | Path, # must not exist yet
-        weights: str = "float32", # stored precision: "float32", "float16" or "int8"; the codec is never below float16
+        weights: str = "float32",  # stored precision: "float32", "float16" or "int8"; the codec is never below float16
         card: str | None = None, # text of the model card, README.md
     ) -> Path: # the folder
         "Save as a folder that `from_pretrained` reads"

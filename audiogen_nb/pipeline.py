@@ -46,7 +46,7 @@ class AudioGen(ModelOfParts):
     def from_pretrained(cls,
         name: str | Path, # "pocket", a folder, or a hub id "owner/name"
         device: str | torch.device = "cpu",
-        dtype: torch.dtype | str | None = None, # of the language model: "float32", "bfloat16" or "int8", for generation only;
+        dtype: torch.dtype | str | None = None,  # of the language model: "float32", "bfloat16" or "int8", for generation only;
                                                 # None is float32, trainable
         text_encoder: TextEncoder | str | Path | None = None, # None: the model's own
         **hub, # revision, token, cache_dir, local_files_only: of a download from the hub
@@ -61,7 +61,7 @@ class AudioGen(ModelOfParts):
         window, stride = (math.ceil(seconds * self.frame_rate) for seconds in (g.max_duration, g.stride))
         return min(window, self.lm.config.max_frames), min(stride, window - 1, self.lm.config.max_frames - 1)
 
-    def encode_text(self, texts: list[str | None]) -> tuple[torch.Tensor, torch.Tensor]: # states (B, L, E), mask (B, L)
+    def encode_text(self, texts: list[str | None]) -> tuple[torch.Tensor, torch.Tensor]:  # states (B, L, E), mask (B, L)
         "What the language model is told of each text; None is no text"
         return tuple(part.to(self.device) for part in self.text_encoder(texts))
 
@@ -110,19 +110,19 @@ def _decoded(model, codes, r):
 def generate(self: AudioGen,
     descriptions: str | list[str] | None, # what to hear; None generates without a text
     duration: float | None = None, # s; None is the model's default, here and below
-    guidance_scale: float | Callable[[float], float] | None = None, # 1 is no guidance, higher obeys the text more;
+    guidance_scale: float | Callable[[float], float] | None = None,  # 1 is no guidance, higher obeys the text more;
                                     # a function is given the share of steps done, 0 to 1
     temperature: float | None = None, # below 1 safer, above 1 wilder
     top_k: int | None = None, # draw among the k most likely codes; 0 is off
-    top_p: float | None = None, # draw among the most likely codes that hold this mass; replaces top_k; 0 is off
+    top_p: float | None = None,  # draw among the most likely codes that hold this mass; replaces top_k; 0 is off
     seed: int | list[int] | None = None, # fixes each item by itself; a list gives every item its own
     greedy: bool = False, # always the most likely code
     progress: bool = False, # show a bar
-    callback: Callable[[int, int], bool | None] | None = None, # told (step, n_steps); may return True to stop and
+    callback: Callable[[int, int], bool | None] | None = None,  # told (step, n_steps); may return True to stop and
                                     # keep what is finished, or raise
     negative_prompt: str | list[str] | None = None, # what not to hear: guidance leads away from it
     best_of: int = 1, # candidates per item, of which the one with the best score is kept
-    score: Callable[[torch.Tensor, str | None], float] | None = None, # of (audio (1, T), description); None: how
+    score: Callable[[torch.Tensor, str | None], float] | None = None,  # of (audio (1, T), description); None: how
                                     # much better the description explains the codes than no description
 ) -> torch.Tensor: # (B, 1, T) on the CPU
     "Generate sounds from descriptions"
@@ -160,7 +160,7 @@ def _nats(model, codes, w, text):
     "Log-probability (n,) of the frames that window w adds to codes (K, F); one item at a time, so that no batch-mate matters"
     codes = codes[None, :, w.start : w.end].to(model.device)
     logits, known = model.lm.predict(codes, *model.encode_text([text]))
-    nats = -F.cross_entropy(logits.float().movedim(-1, 1), codes, reduction="none")                  # (1, K, n)
+    nats = -F.cross_entropy(logits.float().movedim(-1, 1), codes, reduction="none")  # (1, K, n)
     return torch.where(known, nats, 0.0).sum(1)[0, w.given - w.start :].cpu()
 
 # %% ../nbs/16_audiogen.ipynb #b57c2cd6
@@ -173,7 +173,7 @@ def _best(model, texts, prompt, seeds, r):
     for i, (text, seed) in enumerate(zip(texts, seeds)):
         given = None if prompt is None else prompt[i : i + 1].expand(n, -1, -1)
         settings = replace(once, negative_prompt=unwanted and unwanted[i])
-        make = lambda seeds: _write_all(model, [text] * n, given, replace(settings, seed=seeds))       # (n, K, F)
+        make = lambda seeds: _write_all(model, [text] * n, given, replace(settings, seed=seeds))  # (n, K, F)
         chosen.append(best_of(make, lambda codes: _score(model, codes[None], text, r), n, seed).result)
     return torch.stack(chosen)
 
@@ -259,9 +259,9 @@ def _cut(pieces, n_samples):
 # %% ../nbs/16_audiogen.ipynb #94561549
 def load_audiocraft(
     name: str | Path, # folder with state_dict.bin and compression_state_dict.bin, or a hub id
-    text_encoder: TextEncoder | str | Path | None = None, # an encoder, its name or folder; None: the one the checkpoint names
-    text_padding: str = "masked", # "masked": every item by itself; "zeros": AudioCraft's, where batch-mates change an item
-    dtype: torch.dtype | str | None = None, # of the language model: "float32", "bfloat16" or "int8", for generation only;
+    text_encoder: TextEncoder | str | Path | None = None,  # an encoder, its name or folder; None: the one the checkpoint names
+    text_padding: str = "masked",  # "masked": every item by itself; "zeros": AudioCraft's, where batch-mates change an item
+    dtype: torch.dtype | str | None = None,  # of the language model: "float32", "bfloat16" or "int8", for generation only;
                                             # None is float32, trainable
     device: str | torch.device = "cpu",
 ) -> AudioGen:

@@ -44,8 +44,8 @@ def _count_and_sum(vectors, codes, card):
 class OneProcess:
     "What codebooks exchange with other processes, when there are none"
     def sum(self, counts: torch.Tensor) -> torch.Tensor: return counts              # over all processes
-    def gather(self, vectors: torch.Tensor) -> torch.Tensor: return vectors         # of all processes, in order of rank
-    def first(self, values: torch.Tensor) -> torch.Tensor: return values            # the first process's, for all
+    def gather(self, vectors: torch.Tensor) -> torch.Tensor: return vectors  # of all processes, in order of rank
+    def first(self, values: torch.Tensor) -> torch.Tensor: return values  # the first process's, for all
 
     def own(self, draw, n_items: int):
         "This process's part of `draw(number of items of all processes)`"
@@ -61,7 +61,8 @@ class Codebook(nn.Module):
         revive_below: float = 0.1, # an entry is dead under this fraction of the average use
     ):
         super().__init__()
-        self.decay, self.revive_below, self.dead = decay, revive_below, 0       # dead: entries the last step found so
+        # dead: entries the last step found so
+        self.decay, self.revive_below, self.dead = decay, revive_below, 0
         self.exchange = OneProcess()
         self.register_buffer("entries", torch.randn(card, dim))
         self.register_buffer("count", torch.ones(card))            # n_j, running number of vectors per entry
@@ -91,7 +92,7 @@ class Codebook(nn.Module):
         candidates, device = self.exchange.gather(vectors), generator.device if generator else vectors.device
         picks = torch.randint(len(candidates), (len(dead),), generator=generator, device=device)
         fresh = candidates[self.exchange.first(picks.to(vectors.device))]
-        self.entries[dead], self.count[dead] = fresh, average        # a revived entry gets time to prove itself
+        self.entries[dead], self.count[dead] = fresh, average  # a revived entry gets time to prove itself
         self.total[dead] = fresh * average
 
 # %% ../../nbs/06_codebook.ipynb #d8da9e2f

@@ -40,7 +40,7 @@ class PaddedConv(nn.Module):
         super().__init__()
         conv = nn.Conv1d(in_channels, out_channels, kernel_size, stride)
         conv = keep_variance(conv, in_channels * kernel_size, gain)
-        if norm == "layer":                                    # silence needs some variance for the norm to divide by
+        if norm == "layer":  # silence needs some variance for the norm to divide by
             nn.init.normal_(conv.bias, std=0.1)
         self.conv = weight_norm(conv) if norm == "weight" else conv
         self.norm = ChannelNorm(out_channels) if norm == "layer" else nn.Identity()
@@ -137,9 +137,9 @@ class CodecConfig:
     @property
     def hop_length(self) -> int: return math.prod(self.strides)                   # H, samples per frame
     @property
-    def frame_rate(self) -> float: return self.sample_rate / self.hop_length      # f_r, frames per second (Hz)
+    def frame_rate(self) -> float: return self.sample_rate / self.hop_length  # f_r, frames per second (Hz)
     @property
-    def bit_rate(self) -> float: return self.frame_rate * self.n_q * math.log2(self.card)   # R, bits per second
+    def bit_rate(self) -> float: return self.frame_rate * self.n_q * math.log2(self.card)  # R, bits per second
 
 # %% ../../nbs/05_seanet.ipynb #8abc7392
 CODEC_PRESETS = {

@@ -76,7 +76,7 @@ class ResidualQuantizer(nn.Module):
         for level, codebook in enumerate(self.codebooks):
             flat, used = residual.detach().flatten(0, 1), (levels > level)[:, None, None]
             codes = nearest_codes(flat, codebook.entries)                      # q_k
-            entry = codebook.entries[codes].view_as(residual)                  # a buffer: it carries no gradient
+            entry = codebook.entries[codes].view_as(residual)  # a buffer: it carries no gradient
             if self.training:
                 codebook.learn(flat, codes, generator)
             commitment = commitment + (used * (residual - entry).square()).mean()

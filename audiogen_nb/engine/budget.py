@@ -18,7 +18,7 @@ def n_parameters(
     c: LMConfig,
 ) -> int:
     "Number of weights of a language model"
-    blocks = c.n_layers * (16 * c.dim + 6) * c.dim                     # matrices, and three norms of two vectors
+    blocks = c.n_layers * (16 * c.dim + 6) * c.dim  # matrices, and three norms of two vectors
     return blocks + c.n_q * (2 * c.card + 1) * c.dim + (c.text_dim + 1) * c.dim + 2 * c.dim
 
 # %% ../../nbs/engine/budget.ipynb #b28cdfd0

@@ -50,7 +50,7 @@ def _prepared(layer: nn.Module, prepare: Callable[[], tuple]) -> tuple:
 # %% ../../nbs/engine/chunks.ipynb #de064b7f
 _LARGE = 2 ** 22                                    # weights
 
-def _channels_last(weight: torch.Tensor) -> torch.Tensor:                      # (C', C, kernel) -> (C', C, 1, kernel)
+def _channels_last(weight: torch.Tensor) -> torch.Tensor:  # (C', C, kernel) -> (C', C, 1, kernel)
     "The weights of a convolution over images of height 1, ordered like its input"
     return weight[:, :, None].contiguous(memory_format=torch.channels_last)
 
@@ -62,7 +62,8 @@ def _convolution(
     right: Callable[[int], int], # zeros after the last one, given how many steps are waiting
 ) -> Step:
     "A convolution over pieces, zeros only at the two ends"
-    flat, kernel, kept = weight.permute(0, 2, 3, 1).flatten(1), weight.shape[3], None     # flat: (C', kernel C), no copy
+    # flat: (C', kernel C), no copy
+    flat, kernel, kept = weight.permute(0, 2, 3, 1).flatten(1), weight.shape[3], None
 
     def step(x, last):
         nonlocal kept
@@ -71,7 +72,7 @@ def _convolution(
         if kept.shape[1] or end.shape[1]:
             x = torch.cat([kept, x, end], 1)
         n = max(0, (x.shape[1] - kernel) // stride + 1)                        # complete windows
-        kept = x[:, n * stride:].clone()                                       # a view would hold the whole piece
+        kept = x[:, n * stride:].clone()  # a view would hold the whole piece
         if n == 0:
             return x.new_zeros(len(x), 0, len(weight))
         if weight.numel() >= _LARGE:
@@ -98,15 +99,17 @@ def _(layer: PaddedConv) -> Step:
 @streamed.register
 def _(layer: TrimmedConvTranspose) -> Step:
     stride = layer.conv.stride[0]
-    reach = -(-layer.conv.kernel_size[0] // stride)                            # input frames that one sample reads
+    reach = -(-layer.conv.kernel_size[0] // stride)  # input frames that one sample reads
 
     def as_convolution():
-        weight = F.pad(layer.conv.weight, (0, reach * stride - layer.conv.kernel_size[0]))     # (C, C', reach stride)
-        weight = weight.unflatten(2, (reach, stride)).flip(2).permute(3, 1, 0, 2)              # latest frame last
-        return _channels_last(weight.flatten(0, 1)), layer.conv.bias.repeat(stride)            # (stride C', C, 1, reach)
+        # (C, C', reach stride)
+        weight = F.pad(layer.conv.weight, (0, reach * stride - layer.conv.kernel_size[0]))
+        weight = weight.unflatten(2, (reach, stride)).flip(2).permute(3, 1, 0, 2)  # latest frame last
+        # (stride C', C, 1, reach)
+        return _channels_last(weight.flatten(0, 1)), layer.conv.bias.repeat(stride)
 
     step = _convolution(*_prepared(layer, as_convolution), 1, reach - 1, lambda waiting: reach - 1)
-    cut = left = layer.total - layer.total // 2                                # trimmed before the first sample
+    cut = left = layer.total - layer.total // 2  # trimmed before the first sample
 
     def upsample(x, last):
         nonlocal cut
@@ -135,7 +138,7 @@ def _(layers: nn.Sequential) -> Step:
 
 @streamed.register
 def _(layer: ResidualUnit) -> Step:
-    inner, waiting = streamed(layer.block[1:]), None                           # block[0] is the ELU that must copy
+    inner, waiting = streamed(layer.block[1:]), None  # block[0] is the ELU that must copy
 
     def residual(x, last):
         nonlocal waiting
@@ -194,8 +197,8 @@ def _(layer: SkipLSTM) -> Step:
 def run_pieces(
     network: nn.Module, # an Encoder or Decoder
     pieces: Iterable[torch.Tensor], # (B, C, T), cut anywhere along T
-    inlet: Callable[[torch.Tensor], torch.Tensor] = lambda piece: piece, # makes (B, C, T) of each piece, if it is not yet
-) -> Iterator[torch.Tensor]: # (B, C', T'), as early as possible; concatenated, what the network makes of the whole
+    inlet: Callable[[torch.Tensor], torch.Tensor] = lambda piece: piece,  # makes (B, C, T) of each piece, if it is not yet
+) -> Iterator[torch.Tensor]:  # (B, C', T'), as early as possible; concatenated, what the network makes of the whole
     "Run a network over pieces, exactly"
     step, shape = streamed(network), None
     n_pieces = len(pieces) if isinstance(pieces, Sequence) else None
@@ -204,7 +207,7 @@ def run_pieces(
         shape = piece.shape[:2] if shape is None else shape
         if piece.shape[:2] != shape:
             raise ValueError(f"every piece must have the shape of the first, {list(shape)}, got {list(piece.shape[:2])}")
-        out = step(x.clone(), n == n_pieces)                                   # layers may overwrite their input
+        out = step(x.clone(), n == n_pieces)  # layers may overwrite their input
         if out.shape[1]:
             yield out.transpose(1, 2)
     if n_pieces is None and shape is not None:
@@ -272,7 +275,8 @@ class StreamingCodec:
     def _piece(self, window):
         if not isinstance(window, Real) or not window > 0:
             raise ValueError(f"window must be a positive number of seconds, got {window!r}")
-        return max(1, round(min(window, 1e6) * self.codec.frame_rate))         # frames; infinity is everything at once
+        # frames; infinity is everything at once
+        return max(1, round(min(window, 1e6) * self.codec.frame_rate))
 
 # %% ../../nbs/engine/chunks.ipynb #b5cc6cf6
 @torch.no_grad()

@@ -22,7 +22,7 @@ class RowLinear(nn.Linear):
     def __init__(self, n_in: int, n_out: int, bias: bool = False):
         super().__init__(n_in, n_out, bias)
         self.register_buffer("scale", None, persistent=False)       # (out,) of int8 weights
-        self.form: str | None = None                                # "float32", "bfloat16" or "int8" once made ready
+        self.form: str | None = None  # "float32", "bfloat16" or "int8" once made ready
 
     @classmethod
     def of(cls, layer: nn.Linear) -> "RowLinear":
@@ -44,7 +44,7 @@ class RowLinear(nn.Linear):
         y = torch._weight_int8pack_mm(x.reshape(-1, self.in_features), self.weight, self.scale)
         return y.view(*x.shape[:-1], self.out_features)
 
-    def set_weight(self, weight: torch.Tensor, form: str) -> None: # (out, in); "float32", "bfloat16" or "int8"
+    def set_weight(self, weight: torch.Tensor, form: str) -> None:  # (out, in); "float32", "bfloat16" or "int8"
         "Hold `weight` in the form that generation reads fastest"
         weight, self.form = weight.detach(), form
         if form == "int8" and self.bias is None:
@@ -61,7 +61,7 @@ class RowLinear(nn.Linear):
         weight = self.weight.detach()
         return weight.to_dense() if weight.is_mkldnn else weight if self.scale is None else weight * self.scale.float()[:, None]
 
-    def _save_to_state_dict(self, destination, prefix, keep_vars):   # what is stored does not depend on the form
+    def _save_to_state_dict(self, destination, prefix, keep_vars):  # what is stored does not depend on the form
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.weight.is_mkldnn or self.scale is not None:
             destination[prefix + "weight"] = self.dense()
@@ -99,7 +99,7 @@ def precision(
 # %% ../../nbs/engine/linear.ipynb #2a5af869
 def empty_lm(
     config: LMConfig,
-    dtype: torch.dtype | str | None = None, # "float32", "bfloat16" or "int8", for generation only; None is float32, trainable
+    dtype: torch.dtype | str | None = None,  # "float32", "bfloat16" or "int8", for generation only; None is float32, trainable
     device: torch.device | str = "cpu", # where it will be filled
 ) -> AudioLM:
     "A model without weights, to be filled by `fill_lm`; refused if it cannot fit into the memory"
@@ -138,7 +138,7 @@ def fill_lm(
 # %% ../../nbs/engine/linear.ipynb #7b3b2cde
 def prepare(
     lm: AudioLM,
-    dtype: str = "float32", # "float32" (same bits, faster), "bfloat16" or "int8" (half and a quarter of the bytes)
+    dtype: str = "float32",  # "float32" (same bits, faster), "bfloat16" or "int8" (half and a quarter of the bytes)
 ) -> AudioLM: # the same, now for generation only
     "Give all weights the form that generation reads fastest, one after the other"
     if dtype not in ("float32", "bfloat16", "int8"):

@@ -94,7 +94,7 @@ class AllProcesses(OneProcess):
         "Over all processes"
         return sum_over_processes(counts)
 
-    def gather(self, vectors: torch.Tensor) -> torch.Tensor: # (N, D), N the same in each -> (N x processes, D)
+    def gather(self, vectors: torch.Tensor) -> torch.Tensor:  # (N, D), N the same in each -> (N x processes, D)
         "The vectors of every process, in order of rank"
         parts = [torch.empty_like(vectors) for _ in range(world_size())]
         distributed.all_gather(parts, vectors.contiguous())

@@ -33,7 +33,8 @@ def plan_windows(
         raise ValueError(f"stride must lie between 0 and the window of {window} frames, got {stride}")
     plan, done = [], n_given
     while done < n_frames:
-        start = max(0, min(done - (window - stride), n_frames - window))       # the last looks back as far as it can
+        # the last looks back as far as it can
+        start = max(0, min(done - (window - stride), n_frames - window))
         plan.append(Window(start, done, min(start + window, n_frames)))
         done = plan[-1].end
     return plan
@@ -48,7 +49,7 @@ def decode_windows(
     stride: int, # new frames in each further window
     prompt: torch.Tensor | None = None, # codes (B, K, P), P < F, kept as they are
     seeds: Sequence[int] | None = None, # one per item; None draws fresh ones
-    callback: Callable[[int, int], bool | None] | None = None, # told (step, n_steps) of the whole; stops by returning True or raising
+    callback: Callable[[int, int], bool | None] | None = None,  # told (step, n_steps) of the whole; stops by returning True or raising
     guidance_scale: float | Callable[[float], float] = 3.0, # or a function of the share done of the whole
     **sampling, # temperature, top_k, top_p, greedy, negative: as in `decode_frames`
 ) -> Iterator[torch.Tensor]: # codes (B, K, n), n >= 1, as soon as they are finished; concatenated (B, K, F)
@@ -73,7 +74,7 @@ def decode_windows(
         return lm.decode_frames(text_states, text_mask, w.end - w.start, None if codes is None else codes[..., w.start :], scale,
                              seeds=[derive_seed(s, 0, i) if i else s for s in seeds], callback=report, **sampling)
 
-    return _pieces(plan, write, write(0, prompt), prompt)         # checks its arguments now, not at the first piece
+    return _pieces(plan, write, write(0, prompt), prompt)  # checks its arguments now, not at the first piece
 
 # %% ../../nbs/engine/windows.ipynb #814cf5d2
 def _n_steps(lm, w):
@@ -86,7 +87,7 @@ def _pieces(plan, write, first, prompt):
     done = [] if prompt is None else [prompt]
     yield from done
     for i, w in enumerate(plan):
-        skip = w.given - w.start                                  # frames of this window's prompt: yielded before
+        skip = w.given - w.start  # frames of this window's prompt: yielded before
         for piece in write(i, torch.cat(done, -1)) if i else first:
             fresh, skip = piece[..., skip:], max(0, skip - piece.shape[-1])
             if fresh.shape[-1]:

@@ -74,7 +74,7 @@ class Listener(nn.Module):
         return self.out(torch.cat([x.mean(-1), x.amax(-1)], -1))
 
     @torch.no_grad()
-    def judge(self, audio: torch.Tensor, batch_size: int = 32) -> torch.Tensor:     # (B, 1, T) -> (B, n_kinds)
+    def judge(self, audio: torch.Tensor, batch_size: int = 32) -> torch.Tensor:  # (B, 1, T) -> (B, n_kinds)
         "Probability of each kind"
         check_audio(audio)
         return torch.cat([self(self.features(part)).softmax(-1) for part in audio.split(batch_size)])
@@ -92,7 +92,8 @@ def disturb(
     band, frame = torch.arange(m)[:, None], torch.arange(frames)
     dull = 0.4 * (band - m * (0.5 + uniform(b, 1, 1))).clamp_min(0) * (uniform(b, 1, 1) < 0.4)
     mel = mel + curve(0.6) - dull
-    floor = mel.amax((1, 2), keepdim=True) - 3.5 - 5 * uniform(b, 1, 1) + curve(0.5)       # 30 to 74 dB below the top
+    # 30 to 74 dB below the top
+    floor = mel.amax((1, 2), keepdim=True) - 3.5 - 5 * uniform(b, 1, 1) + curve(0.5)
     mel = torch.logaddexp(mel, floor + 0.3 * normal(b, m, frames))
     mel = mel + 0.4 * uniform(b, 1, 1) * normal(b, m, frames)
     smooth = F.avg_pool2d(mel, 3, 1, 1, count_include_pad=False)
@@ -228,7 +229,7 @@ def listener_clips(
     recordings: Sequence[Clip], # all of them
     kinds: Sequence[str] = KINDS,
     n_toys: int = 30, # of each toy kind, to train on; a fifth as many for the examination
-) -> tuple[list[tuple[float, list[Clip]]], list[Clip], list[Clip]]: # training groups, held-out recordings, other toys
+) -> tuple[list[tuple[float, list[Clip]]], list[Clip], list[Clip]]:  # training groups, held-out recordings, other toys
     "Real clips for a listener: training groups, and what to examine it on"
     train, held_out = split_clips(recordings)
     toys = [kind for kind in kinds if kind in TOY_KINDS]

@@ -52,9 +52,9 @@ def align(
     "Shift a reconstruction to where it correlates best with the original, and give it the same length"
     n = x.shape[-1] + y.shape[-1]
     correlation = torch.fft.irfft(torch.fft.rfft(y[0], n) * torch.fft.rfft(x[0], n).conj(), n)
-    near = torch.cat([correlation[-longest:], correlation[: longest + 1]])                 # lags -longest ... longest
+    near = torch.cat([correlation[-longest:], correlation[: longest + 1]])  # lags -longest ... longest
     lag = int(near.argmax()) - longest
-    return fit_length(F.pad(y, (-lag, 0)), x.shape[-1])                      # a negative pad cuts: y came too late
+    return fit_length(F.pad(y, (-lag, 0)), x.shape[-1])  # a negative pad cuts: y came too late
 
 # %% ../../nbs/labs/codec_quality.ipynb #96f01d2a
 def opus_available() -> bool:
@@ -131,11 +131,11 @@ def _measure(round_trip, originals, rate, perceptual, bar):
 # %% ../../nbs/labs/codec_quality.ipynb #020ab81c
 @torch.no_grad()
 def codec_table(
-    codec: Codec | Mapping[str, Codec], # in evaluation mode; several by name, such as {"first edition": ..., "second": ...}
+    codec: Codec | Mapping[str, Codec],  # in evaluation mode; several by name, such as {"first edition": ..., "second": ...}
     clips: Sequence[Clip], # held out; shorter ones than 1 s are padded with silence
     opus_kbps: Sequence[float] = (6, 12), # nominal rates
     progress: bool = True, # show bars
-) -> list[dict]: # rows: name, kbit/s as counted, mel distance (0 is best), SI-SDR (dB), predicted opinion (1 to 5)
+) -> list[dict]:  # rows: name, kbit/s as counted, mel distance (0 is best), SI-SDR (dB), predicted opinion (1 to 5)
     "Codecs and Opus on the same clips; what is not installed, opus-tools or zimtohrli, is left out with a note"
     codecs = dict(codec) if isinstance(codec, Mapping) else {"codec": codec}
     rates = {one.sample_rate for one in codecs.values()} | {clip.sample_rate for clip in clips}

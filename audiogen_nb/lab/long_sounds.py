@@ -40,6 +40,6 @@ def seam_rank(
     "The share of places in a sound that change less than this one"
     flux, hop = spectral_flux(audio, sample_rate), 320
     width = max(1, round(2 * around * sample_rate / hop))
-    peaks = flux.unfold(0, width, 1).amax(1)                                       # the largest change in every stretch as long
+    peaks = flux.unfold(0, width, 1).amax(1)  # the largest change in every stretch as long
     here = min(max(0, round(seconds * sample_rate / hop) - width // 2), len(peaks) - 1)
     return (peaks < peaks[here]).float().mean().item()

@@ -253,7 +253,7 @@ class Playground:
         self.settings, self.run, self.history = Settings(model.generation), RunBar(), History()
         self.run.start.on_click(lambda _: self.generate())
         self.run.halt.on_click(lambda _: self.job.stop())
-        self.settings.prompt.on_msg(lambda _, message, __: message.get("event") == "submit" and self.generate())   # Enter
+        self.settings.prompt.on_msg(lambda _, message, __: message.get("event") == "submit" and self.generate())  # Enter
         self.widget = w.VBox([w.HBox([self.settings.prompt, self.run.start, self.run.halt]), self.settings.widget,
                               self.run.widget, self.history.widget], layout=w.Layout(max_width="1100px"))
 

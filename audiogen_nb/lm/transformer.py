@@ -26,7 +26,7 @@ class LMConfig:
     n_layers: int = 24
     n_heads: int = 16
     text_dim: int = 768              # E, width of the text states
-    pattern: str = "parallel"        # layout of the streams: "parallel" (paper), "delay" (AudioCraft) or "flatten"
+    pattern: str = "parallel"  # layout of the streams: "parallel" (paper), "delay" (AudioCraft) or "flatten"
     average_streams: bool = True     # average (paper) or sum (AudioCraft) the stream embeddings
     max_frames: int = 2500           # longest clip in frames; 5 s at 500 frames per second in the paper's x32
     text_padding: str = "masked"     # shorter texts of a batch: "masked", or "zeros" (AudioCraft)
@@ -59,7 +59,7 @@ def sinusoidal_positions(
     "Position embedding with wavelengths from 2 pi to 20 000 pi steps"
     half = dim // 2
     frequency = 10_000.0 ** (-torch.arange(half, device=positions.device) / max(1, half - 1))      # omega_i
-    phase = positions[:, None] * frequency                                                           # omega_i s
+    phase = positions[:, None] * frequency  # omega_i s
     return torch.cat([phase.cos(), phase.sin()], -1)
 
 # %% ../../nbs/13_transformer.ipynb #e4849a98
@@ -96,7 +96,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: torch.Tensor, cache: KVCache | None = None, layer: int = 0) -> torch.Tensor:
         "(B, n, dim) -> (B, n, dim); with a cache the n steps follow the cached ones"
-        qkv = self.in_proj(x).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)        # (3, B, H, n, d)
+        qkv = self.in_proj(x).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, n, d)
         if cache is None:
             q, k, v = qkv
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -134,7 +134,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor], bias: torch.Tensor) -> torch.Tensor:
         "(B, n, dim) with a text's keys and values and its `text_bias` (or mask that broadcasts) -> (B, n, dim)"
-        q = self.q_proj(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)                     # (B, H, n, d)
+        q = self.q_proj(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, n, d)
         y = F.scaled_dot_product_attention(q, *kv, attn_mask=bias)
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
@@ -156,7 +156,7 @@ class Block(nn.Module):
         x = x + self.self_attention(self.self_norm(x), cache, layer)
         if len(bias) == len(x):
             x = x + self.cross_attention(self.cross_norm(x), kv, bias)
-        else:                                                          # rows beyond the texts hear nothing at all
+        else:  # rows beyond the texts hear nothing at all
             heard = x[: len(bias)]
             heard += self.cross_attention(self.cross_norm(heard), kv, bias)
         return x + self.feed_forward(self.feed_norm(x))

@@ -28,7 +28,8 @@ from ..text.encoders import TextEncoder
 
 
 # %% ../../nbs/peers/audiocraft.ipynb #f8221830
-_LM_FIXED = {           # what the language model of "A Transformer over sound" is; a published file may leave settings out
+# what the language model of "A Transformer over sound" is; a published file may leave settings out
+_LM_FIXED = {
     "lm_model": "transformer_lm", "transformer_lm.hidden_scale": 4, "transformer_lm.activation": "gelu",
     "transformer_lm.norm_first": True, "transformer_lm.norm": "layer_norm", "transformer_lm.causal": True,
     "transformer_lm.bias_ff": False, "transformer_lm.bias_attn": False, "transformer_lm.bias_proj": False,
@@ -37,7 +38,7 @@ _LM_FIXED = {           # what the language model of "A Transformer over sound" 
     "transformer_lm.qk_layer_norm_cross": False, "fuser.cross_attention_pos_emb": False, "fuser.sum": [],
     "fuser.prepend": [], "fuser.input_interpolate": [], "fuser.cross": ["description"],
     "interleave_stereo_codebooks.use": False, "conditioners.description.t5.normalize_text": False, "channels": 1}
-_CODEC_FIXED = {        # and the codec of chapters 03 and 04
+_CODEC_FIXED = {        # and the codec
     "compression_model": "encodec", "encodec.autoencoder": "seanet", "encodec.quantizer": "rvq", "encodec.renormalize": False,
     "channels": 1, "seanet.channels": 1, "seanet.causal": False, "seanet.n_residual_layers": 1, "seanet.activation": "ELU",
     "seanet.activation_params.alpha": 1.0, "seanet.norm": "weight_norm", "seanet.pad_mode": "constant",
@@ -100,7 +101,8 @@ def codec_config(
     ratios = setting(config, "seanet.ratios", None)
     if not isinstance(ratios, list) or not all(isinstance(r, int) for r in ratios):
         raise ValueError(f"the configuration of this checkpoint must hold a list of strides at seanet.ratios, got {ratios!r}")
-    return CodecConfig(**sizes, strides=tuple(reversed(ratios)), norm="weight")     # they list the decoder's order
+    # they list the decoder's order
+    return CodecConfig(**sizes, strides=tuple(reversed(ratios)), norm="weight")
 
 # %% ../../nbs/peers/audiocraft.ipynb #9eed4f81
 def audiocraft_map(
@@ -162,7 +164,8 @@ class NamedTextEncoder(TextEncoder):
         return self.loaded().fingerprint()
 
     def save(self, folder: str | Path) -> Path:
-        return self.loaded().save(folder) if Path(self.name).is_dir() else HFTextEncoder.save(self, folder)   # the name is enough
+        # the name is enough
+        return self.loaded().save(folder) if Path(self.name).is_dir() else HFTextEncoder.save(self, folder)
 
 # %% ../../nbs/peers/audiocraft.ipynb #a2df957e
 def _check_width(encoder, width):
@@ -189,9 +192,9 @@ LICENCE = "CC BY-NC 4.0 (no commercial use), as far as these are the weights tha
 
 def read_audiocraft(
     name: str | Path, # folder with state_dict.bin and compression_state_dict.bin, or a hub id
-    text_encoder: TextEncoder | str | Path | None = None, # an encoder, its name or folder; None: the one the checkpoint names
-    text_padding: str = "masked", # "masked": every item by itself; "zeros": AudioCraft's, where batch-mates change an item
-    dtype: torch.dtype | str | None = None, # of the language model: "float32", "bfloat16" or "int8", for generation only; None is float32, trainable
+    text_encoder: TextEncoder | str | Path | None = None,  # an encoder, its name or folder; None: the one the checkpoint names
+    text_padding: str = "masked",  # "masked": every item by itself; "zeros": AudioCraft's, where batch-mates change an item
+    dtype: torch.dtype | str | None = None,  # of the language model: "float32", "bfloat16" or "int8", for generation only; None is float32, trainable
     device: str | torch.device = "cpu",
     source: str | None = None, # how messages and provenance call it; None: by its name
 ) -> Parts:
@@ -262,7 +265,7 @@ def _check_saveable(model):
 def _lm_state(lm, dtype):
     state = lm.state_dict()
     if lm.config.average_streams:
-        state["embed.weight"] = state["embed.weight"] / lm.config.n_q       # a mean is a sum of smaller embeddings
+        state["embed.weight"] = state["embed.weight"] / lm.config.n_q  # a mean is a sum of smaller embeddings
     # copies: a view would be stored with all that it is a view of
     return {name: part.to(dtype, copy=True) for name, part in scatter_tensors(audiocraft_map(lm.config), state).items()}
 
@@ -294,7 +297,7 @@ def _lm_yaml(model, text_name):
         "transformer_lm.memory_efficient": True, "transformer_lm.attention_as_float32": False, "transformer_lm.xpos": False,
         "transformer_lm.checkpointing": "none", "transformer_lm.weight_init": "gaussian",
         "transformer_lm.depthwise_init": "current", "transformer_lm.zero_bias_init": True,
-        "transformer_lm.cross_attention": False,            # as in AudioCraft's own files: fuser.cross decides
+        "transformer_lm.cross_attention": False,  # as in AudioCraft's own files: fuser.cross decides
         "transformer_lm.attention_dropout": None, "transformer_lm.two_step_cfg": False,
         "classifier_free_guidance": dict(training_dropout=0.1, inference_coef=g.guidance_scale), "attribute_dropout": {},
         "fuser.cross_attention_pos_emb_scale": 1, "conditioners.description.model": "t5",

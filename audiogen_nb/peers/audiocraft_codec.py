@@ -15,7 +15,7 @@ from ..codec.vq import Codec, check_weights
 
 # %% ../../nbs/peers/audiocraft_codec.ipynb #a04a859e
 _BOOK = {"embed": "entries", "cluster_size": "count", "embed_avg": "total"}
-_FLAG = "inited"                                                # AudioCraft's "k-means has run": true of any trained codec
+_FLAG = "inited"  # AudioCraft's "k-means has run": true of any trained codec
 
 def _our_name(theirs: str) -> str:
     "One of AudioCraft's names in our words"
@@ -33,7 +33,7 @@ def codec_from_audiocraft(
 ) -> Codec: # in evaluation mode
     "A codec with AudioCraft's weights"
     weights = {_our_name(name): tensor.float() for name, tensor in state.items() if not name.endswith(_FLAG)}
-    with torch.device("meta"):                                  # shapes only: no time spent on initial weights
+    with torch.device("meta"):  # shapes only: no time spent on initial weights
         codec = Codec(config)
     check_weights(codec, weights)
     codec.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, assign=True)

@@ -26,7 +26,7 @@ def _layout_by_name(name):
 def convert(
     source: str | Path, # "pocket", a folder, or a hub id, in any of the three layouts
     destination: str | Path, # a folder that must not exist yet
-    layout: str | None = None, # "audiogen_nb", "audiocraft" or "musicgen"; None: the book's own, and from that AudioCraft's
+    layout: str | None = None,  # "audiogen_nb", "audiocraft" or "musicgen"; None: the book's own, and from that AudioCraft's
     weights: str = "float32", # stored precision: also "float16", and "int8" in the book's own layout
     text_encoder: str | Path | None = None, # name or folder of the text encoder of an AudioCraft checkpoint
 ) -> Path: # the destination

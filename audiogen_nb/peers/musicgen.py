@@ -100,7 +100,7 @@ def read_musicgen(
     name: str | Path, # folder with config.json and model.safetensors, or a hub id
     text_encoder: TextEncoder | None = None, # None: the one inside
     text_padding: str = "masked", # as in transformers
-    dtype: torch.dtype | str | None = None, # of the language model: "float32", "bfloat16" or "int8", for generation only; None is float32, trainable
+    dtype: torch.dtype | str | None = None,  # of the language model: "float32", "bfloat16" or "int8", for generation only; None is float32, trainable
     device: str | torch.device = "cpu",
     source: str | None = None, # how messages and provenance call it; None: by its name
 ) -> Parts:
@@ -109,7 +109,8 @@ def read_musicgen(
     settings = _config(folder)
     config, shape = configs_from_musicgen(settings, text_padding)
     state = _read_state(folder)
-    if config.text_dim == config.dim and "enc_to_dec_proj.weight" not in state:       # equal widths: they project nothing
+    # equal widths: they project nothing
+    if config.text_dim == config.dim and "enc_to_dec_proj.weight" not in state:
         state |= {"enc_to_dec_proj.weight": torch.eye(config.dim), "enc_to_dec_proj.bias": torch.zeros(config.dim)}
     tensors = gather_tensors(musicgen_map(config), {k: v for k, v in state.items() if k.startswith(("decoder.", "enc_to_dec_proj."))})
     encoder = text_encoder or _text_encoder(folder, settings, state)
@@ -151,7 +152,7 @@ def _read_state(folder):
 # %% ../../nbs/peers/musicgen.ipynb #d381bf16
 def _codec_state(state, shape):
     "The codec's tensors under AudioCraft's names"
-    last = 3 + 3 * len(shape.strides)                     # decoder layers 3, 6, ... before the last one are transposed
+    last = 3 + 3 * len(shape.strides)  # decoder layers 3, 6, ... before the last one are transposed
     found = {}
     for name, value in state.items():
         level = re.match(r"audio_encoder\.quantizer\.layers\.(\d+)\.", name)
@@ -169,13 +170,15 @@ def _codec_state(state, shape):
 def _text_encoder(folder, settings, state):
     "The T5 inside a MusicGen"
     auto = _transformers()
-    if not any((folder / file).is_file() for file in ("tokenizer.json", "spiece.model")):      # else an empty one is made up
+    # else an empty one is made up
+    if not any((folder / file).is_file() for file in ("tokenizer.json", "spiece.model")):
         raise FileNotFoundError(f"{folder} has no tokenizer; pass text_encoder=")
     tokenizer = auto.AutoTokenizer.from_pretrained(folder)
     weights = {k.removeprefix("text_encoder."): v for k, v in state.items() if k.startswith("text_encoder.")}
     with torch.device("meta"):
         model = auto.T5EncoderModel(settings.text_encoder)
-    weights.setdefault("encoder.embed_tokens.weight", weights.get("shared.weight"))      # one table under two names
+    # one table under two names
+    weights.setdefault("encoder.embed_tokens.weight", weights.get("shared.weight"))
     if set(weights) != set(model.state_dict()):
         raise ValueError(f"{folder} has an incomplete text encoder; pass text_encoder=")
     model.load_state_dict(weights, assign=True)

@@ -135,7 +135,7 @@ def _step_rung(lm, e):
     text, mask = e["text_hidden"], e["text_mask"].bool()
     sequence = lm.pattern.build(e["greedy_tokens"], lm.special)[..., :-1]
     with padding(lm, "zeros"):
-        logits = guide(lm(sequence, text, mask), lm(sequence, text, mask & False), 3.0)         # (B, K, S, card)
+        logits = guide(lm(sequence, text, mask), lm(sequence, text, mask & False), 3.0)  # (B, K, S, card)
     return compare("tokens", "guided logits at every step", logits.transpose(1, 2), e["greedy_step_logits"])
 
 # %% ../../nbs/peers/parity.ipynb #b822a5e3
@@ -191,7 +191,7 @@ def _levels(codec, e, codes):
 # %% ../../nbs/peers/parity.ipynb #d139c748
 def parity_ladder(
     model: AudioGen, # loaded from the checkpoint that the numbers were computed with, in float32
-    expected: dict[str, torch.Tensor], # AudioCraft's numbers, named as in tests/data/parity/expected.safetensors
+    expected: dict[str, torch.Tensor],  # AudioCraft's numbers, named as in tests/data/parity/expected.safetensors
 ) -> list[Rung]:
     "Compare a converted model with AudioCraft, from single layers to tokens and waveform"
     with padding(model.lm, "zeros") as lm:

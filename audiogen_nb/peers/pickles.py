@@ -110,13 +110,13 @@ def setting(
     return default if config is None else config
 
 # %% ../../nbs/peers/pickles.ipynb #c1d36a0e
-TensorMap = dict[str, list[tuple[str, int, int]]]     # our name: [(their name, first row, number of rows), ...]
+TensorMap = dict[str, list[tuple[str, int, int]]]  # our name: [(their name, first row, number of rows), ...]
 
 # %% ../../nbs/peers/pickles.ipynb #cc817d7b
 def gather_tensors(
     pieces: TensorMap,
     state: dict[str, torch.Tensor], # theirs
-    done: Callable[[torch.Tensor], None] = lambda tensor: None, # told of each of their tensors that has been used up
+    done: Callable[[torch.Tensor], None] = lambda tensor: None,  # told of each of their tensors that has been used up
 ) -> Iterator[tuple[str, torch.Tensor]]:
     "Our tensors one by one, in their precision; made when asked for, so that only one exists at a time"
     rows, last = {}, {}

@@ -32,7 +32,7 @@ def _conditions(lm, text_states, text_mask, negative, guided):
                              f"got {list(negative[0].shape)}")
         states, mask = states + [negative[0]], mask + [negative[1]]
     length = max(m.shape[1] for m in mask)
-    if lm.config.text_padding == "masked":             # whole blocks of 16: then sums over the text do not depend on
+    if lm.config.text_padding == "masked":  # whole blocks of 16: then sums over the text do not depend on
         length += -length % 16                         # the length of the other texts, either
     states = torch.cat([F.pad(s, (0, 0, 0, length - s.shape[1])) for s in states])
     return lm.condition(states, torch.cat([F.pad(m, (0, length - m.shape[1])) for m in mask]))
@@ -52,8 +52,8 @@ def decode_frames(
     top_p: float = 0.0,
     greedy: bool = False, # always the most likely code
     seeds: Sequence[int] | None = None, # one per item; None draws fresh ones
-    callback: Callable[[int, int], bool | None] | None = None, # told (step, n_steps); stops the loop by returning True or raising
-    negative: tuple[torch.Tensor, torch.Tensor] | None = None, # states (B, L', E) and mask of what to lead away from
+    callback: Callable[[int, int], bool | None] | None = None,  # told (step, n_steps); stops the loop by returning True or raising
+    negative: tuple[torch.Tensor, torch.Tensor] | None = None,  # states (B, L', E) and mask of what to lead away from
 ) -> Iterator[torch.Tensor]: # codes (B, K, n), n >= 1; together (B, K, F)
     "Write codes step by step and yield frames as soon as they are finished; arguments are checked at once"
     check_sampling(guidance_scale, temperature, top_k, top_p)
@@ -64,7 +64,7 @@ def decode_frames(
     for scale in scales:
         check_sampling(scale, temperature, top_k, top_p)
     uniforms = uniform_streams(seeds, n_steps, self.config.n_q).to(sequence.device)
-    guided = any(scale != 1 for scale in scales)                        # plain sampling needs no row without text
+    guided = any(scale != 1 for scale in scales)  # plain sampling needs no row without text
     condition = _conditions(self, text_states, text_mask, negative, guided)
 
     def choose(logits: torch.Tensor, s: int) -> torch.Tensor: # (B, K, card) -> (B, K)
@@ -93,13 +93,14 @@ def _start(lm, batch, n_frames, prompt):
 def _decode(lm, sequence, unwritten, done, condition, scales, choose, callback):
     "The loop behind decode_frames; `done` frames are there already, `scales` is None without guidance"
     steps = lm.pattern.steps(lm.pattern.n_frames(sequence.shape[-1]), sequence.device)             # (K, F)
-    finished, batch = steps.amax(0).tolist(), len(sequence)                            # the step that completes each frame
+    finished, batch = steps.amax(0).tolist(), len(sequence)  # the step that completes each frame
     first, n_steps, rows = unwritten.any(0).nonzero()[0].item(), sequence.shape[-1], 1 if scales is None else 2
     if done:
         yield sequence.gather(2, steps[:, :done].expand(batch, -1, -1))
     cache, fresh = KVCache(lm.config, rows * batch, n_steps - 1, lm.embed.weight), sequence[..., :first]
     for s in range(first, n_steps):
-        logits = lm.step(fresh.repeat(rows, 1, 1), condition, cache, last=True)[:, :, -1].float()  # (rows * B, K, card)
+        # (rows * B, K, card)
+        logits = lm.step(fresh.repeat(rows, 1, 1), condition, cache, last=True)[:, :, -1].float()
         if scales is not None:
             logits = guide(*logits.chunk(2), scales[s - first])
         sequence[..., s] = torch.where(unwritten[:, s], choose(logits, s), sequence[..., s])
@@ -119,7 +120,7 @@ def generate(
     text_mask: torch.Tensor, # (B, L) bool; a row of False is unconditional
     n_frames: int, # F, length of the result, prompt included
     prompt: torch.Tensor | None = None, # codes (B, K, P), P < F, kept as they are
-    **settings, # guidance_scale, temperature, top_k, top_p, greedy, seeds, callback, negative: as in `decode_frames`
+    **settings,  # guidance_scale, temperature, top_k, top_p, greedy, seeds, callback, negative: as in `decode_frames`
 ) -> torch.Tensor: # codes (B, K, F); fewer frames if the callback stopped the loop
     "Write codes and return them all"
     none = torch.zeros(len(text_states), self.config.n_q, 0, dtype=torch.int64, device=self.embed.weight.device)

@@ -19,7 +19,7 @@ from .choosing import check_sampling
 class Generation:
     "Default settings and limits of a model's generation"
     duration: float = 4.0               # s
-    max_duration: float = 4.0           # s; what the language model was trained for: the window of longer sounds
+    max_duration: float = 4.0  # s; what the language model was trained for: the window of longer sounds
     guidance_scale: float = 3.0
     temperature: float = 1.0
     top_k: int = 250
@@ -34,7 +34,7 @@ class Generation:
             raise ValueError(f"longest must be at least max_duration = {self.max_duration} s, got {self.longest}")
 
     @property
-    def limit(self) -> float: return 2.5 * self.max_duration if self.longest is None else self.longest            # s
+    def limit(self) -> float: return 2.5 * self.max_duration if self.longest is None else self.longest  # s
     @property
     def stride(self) -> float: return self.max_duration / 2 if self.extend_stride is None else self.extend_stride  # s
 

@@ -141,18 +141,19 @@ def fit_lm(
 
 # %% ../../nbs/engine/lm_training.ipynb #70e2a879
 def fit_lm_from_config(
-    config_path: str | Path, # JSON: {"lm": preset, "data": {...}, "tokens": {...}, "training": {...}, "generation": {...}}
+    config_path: str | Path,  # JSON: {"lm": preset, "data": {...}, "tokens": {...}, "training": {...}, "generation": {...}}
     codec_run: str | Path, # folder of `fit_codec_from_config`, finished
     folder: str | Path, # of this run; call again to resume. The model is saved in its subfolder "model"
     progress: bool = True,
-    start_from: str | Path | None = None, # folder of another run, on the same codes, whose language model to begin with
+    start_from: str | Path | None = None,  # folder of another run, on the same codes, whose language model to begin with
 ) -> AudioGen:
     "Encode the clips, train a language model on them, and save the whole model"
     config = read_config(config_path, {"lm", "data", "tokens", "training", "generation"})
     folder, codec = Path(folder), _finished_codec(codec_run)
     text_encoder = load_text_encoder(POCKET / "text")
     settings, t = read_settings(LMTraining, config["training"], "training"), config["tokens"]
-    generation = read_settings(Generation, config["generation"], "generation")       # refused now, not after the training
+    # refused now, not after the training
+    generation = read_settings(Generation, config["generation"], "generation")
     if settings.keep_start and start_from is None:
         raise ValueError("keep_start goes back to the weights of another run: pass start_from (--start-from), its folder")
     torch.manual_seed(settings.seed)

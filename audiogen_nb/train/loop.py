@@ -93,7 +93,7 @@ def save_checkpoint(
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-    except (OSError, RuntimeError) as e:                       # PyTorch wraps some failures of the disk in RuntimeError
+    except (OSError, RuntimeError) as e:  # PyTorch wraps some failures of the disk in RuntimeError
         cause = e if isinstance(e, OSError) else e.__context__
         raise OSError(f"could not write {path}: {getattr(cause, 'strerror', None) or e}") from e
 
@@ -260,7 +260,7 @@ def run_steps(
     saved = load_checkpoint(checkpoint, parts) if checkpoint.exists() else 0
     log = read_log(folder)[:saved]
     for name in ("checkpoint.pt", "log.jsonl", "recipe.json") if writes else ():
-        for stale in folder.glob(f".{name}.*.part"):                           # left by a process killed while writing
+        for stale in folder.glob(f".{name}.*.part"):  # left by a process killed while writing
             stale.unlink(missing_ok=True)
     reports = Reports(folder, log, n_steps, progress, tensorboard) if writes else None
     try:

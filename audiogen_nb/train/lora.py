@@ -40,7 +40,7 @@ class LoRATraining(LMTraining):
     checkpoint_every: int = 50         # steps
     rank: int = 8                      # r, width of the thin matrices
     alpha: float = 16.0                # the product is scaled by alpha / rank
-    targets: str = r"blocks\..*(in_proj|q_proj|kv_proj|out_proj|feed_forward\.[02])" # names of the matrices to adapt
+    targets: str = r"blocks\..*(in_proj|q_proj|kv_proj|out_proj|feed_forward\.[02])"  # names of the matrices to adapt
     n_items: int = 64                  # clips drawn and encoded from the sounds
 
     def __post_init__(self):
