@@ -47,7 +47,9 @@ def numbered(
 
 # %% ../nbs/engine/cli.ipynb #12281d44
 _plain = dict(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-app, codec_app = typer.Typer(help="AudioGen: text to audio.", **_plain), typer.Typer(help="Sound files to codes and back.", **_plain)
+app, codec_app = typer.Typer(help="AudioGen: text to audio.", **_plain), typer.Typer(
+    help="Sound files to codes and back.", **_plain
+)
 app.add_typer(codec_app, name="codec")
 
 # %% ../nbs/engine/cli.ipynb #a5dfdcd3
@@ -89,14 +91,18 @@ def generate_command(
     text: Annotated[list[str] | None, typer.Argument(help="What to hear; several texts make several files.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Output file: .wav, .flac or .ogg.")] = Path("out.wav"),
     model: Annotated[str, typer.Option(help="'pocket', a folder, or a hub id.")] = "pocket",
-    duration: Annotated[float | None, typer.Option(help="Seconds; beyond the model's window in several windows.")] = None,
+    duration: Annotated[
+        float | None, typer.Option(help="Seconds; beyond the model's window in several windows.")
+    ] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="1 is none; more obeys the text more.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Below 1 safer, above 1 wilder.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Draw among the k likeliest codes; 0 is off.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw among the likeliest codes that hold this mass.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Makes the result repeatable.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What not to hear.")] = None,
-    best_of: Annotated[int, typer.Option(min=1, help="Make so many of each and keep the one its text explains best.")] = 1,
+    best_of: Annotated[
+        int, typer.Option(min=1, help="Make so many of each and keep the one its text explains best.")
+    ] = 1,
     prompt_audio: Annotated[Path | None, typer.Option(help="A sound file to continue.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
@@ -181,8 +187,12 @@ def decode_command(
     codec = AudioGen.from_pretrained(model).codec
     for name, own in _codec_facts(codec).items():
         if facts.get(name) != own:
-            raise ValueError(f"{codes} was made by another codec ({name} {facts.get(name)}, here {own}); pass its --model")
-    print(save_audio(out, StreamingCodec(codec).decode(values[None])[0, :, :n_samples], codec.sample_rate, overwrite=True))
+            raise ValueError(
+                f"{codes} was made by another codec ({name} {facts.get(name)}, here {own}); pass its --model"
+            )
+    print(
+        save_audio(out, StreamingCodec(codec).decode(values[None])[0, :, :n_samples], codec.sample_rate, overwrite=True)
+    )
 
 # %% ../nbs/engine/cli.ipynb #f6995939
 def _read_codes(path):
@@ -226,7 +236,9 @@ def fit_lm_command(
     config: Annotated[Path, typer.Argument(help="JSON: language model preset, data, tokens, training, generation.")],
     codec_run: Annotated[Path, typer.Option(help="Folder of a finished `fit-codec`.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; the model is saved in its model/.")],
-    start_from: Annotated[Path | None, typer.Option(help="Folder of another run, on the same codes, to begin with.")] = None,
+    start_from: Annotated[
+        Path | None, typer.Option(help="Folder of another run, on the same codes, to begin with.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ):
     "Train a language model on a codec's tokens, and save the whole model."
@@ -237,7 +249,9 @@ def fit_lm_command(
 # %% ../nbs/engine/cli.ipynb #cdba66e6
 @app.command("fit-lora")
 def fit_lora_command(
-    sounds: Annotated[Path, typer.Argument(help="Folder of sounds; captions in a manifest, in .txt files, or in the names.")],
+    sounds: Annotated[
+        Path, typer.Argument(help="Folder of sounds; captions in a manifest, in .txt files, or in the names.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; the model is saved in its model/.")],
     model: Annotated[str, typer.Option(help="To start from: 'pocket', a folder, or a hub id.")] = "pocket",
     steps: Annotated[int, typer.Option(min=1, help="Length of the training.")] = 200,
@@ -248,7 +262,9 @@ def fit_lora_command(
     if not sounds.is_dir():
         raise FileNotFoundError(f"no folder {sounds}; pass a folder with sounds")
     if (out / "model").exists():
-        raise FileExistsError(f"{out / 'model'} exists: this run is finished; remove it to train further, or choose another --out")
+        raise FileExistsError(
+            f"{out / 'model'} exists: this run is finished; remove it to train further, or choose another --out"
+        )
     from audiogen_nb.pipeline import AudioGen
     from audiogen_nb.data.clips import SoundFolder, split_clips
     from audiogen_nb.train.lora import LoRATraining, fit_lora, merge_lora
@@ -279,11 +295,20 @@ def evaluate_command(
 def convert_command(
     source: Annotated[str, typer.Argument(help="'pocket', a folder, or a hub id, in any of the three layouts.")],
     destination: Annotated[Path, typer.Argument(help="Folder to write; it must not exist yet.")],
-    to: Annotated[str | None, typer.Option("--to", help="audiogen_nb, audiocraft or musicgen; by default the book's own, "
-                                                        "and from that AudioCraft's.")] = None,
-    weights: Annotated[str, typer.Option(help="Stored precision: float32, float16, or int8 (the book's own layout).")] = "float32",
-    text_encoder: Annotated[str | None, typer.Option(help="Name or folder of an AudioCraft checkpoint's text encoder; "
-                                                          "by default the one it names.")] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            help="audiogen_nb, audiocraft or musicgen; by default the book's own, " "and from that AudioCraft's.",
+        ),
+    ] = None,
+    weights: Annotated[
+        str, typer.Option(help="Stored precision: float32, float16, or int8 (the book's own layout).")
+    ] = "float32",
+    text_encoder: Annotated[
+        str | None,
+        typer.Option(help="Name or folder of an AudioCraft checkpoint's text encoder; " "by default the one it names."),
+    ] = None,
 ):
     "Convert a model between this book's layout, AudioCraft's and transformers' MusicGen."
     from audiogen_nb.peers.convert import convert
@@ -299,7 +324,9 @@ def lab_command(
     import subprocess
     from importlib.util import find_spec
     if not (folder / "index.ipynb").is_file():
-        raise FileNotFoundError(f"no index.ipynb in {folder.resolve()}; call this in a clone of the book, or pass --folder")
+        raise FileNotFoundError(
+            f"no index.ipynb in {folder.resolve()}; call this in a clone of the book, or pass --folder"
+        )
     if find_spec("jupyterlab") is None:
         raise ValueError("JupyterLab is not installed; run `make lab`, or pip install -e '.[notebooks]'")
     return subprocess.call([sys.executable, "-m", "jupyterlab", "index.ipynb", *context.args], cwd=folder)

@@ -40,7 +40,9 @@ def pack_weights(
             scale = value.abs().amax(1, keepdim=True).clamp_min(1e-8) / 127
             packed[name], packed[name + ".scale"] = (value / scale).round().to(torch.int8), scale.half()
         else:
-            packed[name] = value.to(getattr(torch, weights.replace("int8", "float16"))) if value.is_floating_point() else value
+            packed[name] = (
+                value.to(getattr(torch, weights.replace("int8", "float16"))) if value.is_floating_point() else value
+            )
     return {name: value.contiguous() for name, value in packed.items()}
 
 # %% ../nbs/engine/hub.ipynb #b61b7dbf
@@ -97,16 +99,20 @@ def _load_weights(module, path):
     wrong = [k for k, v in state.items() if k not in own or own[k].shape != v.shape]
     wrong += [k for k in own if k not in state and not k.endswith((".count", ".total"))]
     if wrong:
-        raise ValueError(f"{path} does not fit its config.json: {len(wrong)} tensors are missing, unknown or of another "
-                         f"shape, e.g. {wrong[0]}")
+        raise ValueError(
+            f"{path} does not fit its config.json: {len(wrong)} tensors are missing, unknown or of another "
+            f"shape, e.g. {wrong[0]}"
+        )
     module.load_state_dict({**own, **state})
 
 # %% ../nbs/engine/hub.ipynb #e9dac602
 def load_parts(
-    folder: str | Path, # what `save_parts` wrote
+    folder: str | Path,  # what `save_parts` wrote
     device: str | torch.device = "cpu",
-    dtype: torch.dtype | str | None = None,  # of the language model: "float32", "bfloat16" or "int8", for generation only; None is float32, trainable
-    text_encoder: TextEncoder | None = None, # None: the one inside
+    dtype: (
+        torch.dtype | str | None
+    ) = None,  # of the language model: "float32", "bfloat16" or "int8", for generation only; None is float32, trainable
+    text_encoder: TextEncoder | None = None,  # None: the one inside
 ) -> Parts:
     "Load a model from a folder"
     folder = Path(folder)
@@ -134,7 +140,11 @@ def _fill(lm, path, device):
         with safe_open(path, "pt") as file:
             names = set(file.keys())
             stored = lambda name: {k: file.get_tensor(k) for k in (name, name + ".scale") if k in names}
-            fill_lm(lm, ((name, unpack_weights(stored(name))[name]) for name in sorted(names) if not name.endswith(".scale")), device)
+            fill_lm(
+                lm,
+                ((name, unpack_weights(stored(name))[name]) for name in sorted(names) if not name.endswith(".scale")),
+                device,
+            )
     except FileNotFoundError:
         raise FileNotFoundError(f"{path.parent} is not a complete model: {path.name} is missing") from None
     except (SafetensorError, OSError) as e:
@@ -157,14 +167,17 @@ def layout_of(
     if isinstance(config, dict) and config.get("model_type") == "musicgen":
         return "musicgen"
     if not isinstance(config, dict) or "format_version" not in config:
-        raise ValueError(f"{folder} holds no model: pass a folder of this book (config.json with a format_version), of AudioCraft "
-                         "(state_dict.bin) or of transformers' MusicGen (config.json)")
+        raise ValueError(
+            f"{folder} holds no model: pass a folder of this book (config.json with a format_version), of AudioCraft "
+            "(state_dict.bin) or of transformers' MusicGen (config.json)"
+        )
     return "audiogen_nb"
 
 # %% ../nbs/engine/hub.ipynb #7075173f
 POCKET = PACKAGE / "pocket"          # the bundled model
 AUDIOCRAFT_FILES = ("state_dict.bin", "compression_state_dict.bin")      # language model, codec
 
+# %% ../nbs/engine/hub.ipynb #8655a7dc
 def model_folder(
     name: str | Path, # "pocket", a folder, or a hub id "owner/name"
     files: tuple[str, ...] | None = None,  # what to fetch of a hub id, patterns are allowed; None is everything
@@ -175,14 +188,18 @@ def model_folder(
     if folder.is_dir():
         return folder
     if str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
-        raise FileNotFoundError(f"no model {str(name)!r}: there is no folder of that name; pass 'pocket' (bundled), an existing "
-                                "folder, or a hub id 'owner/name' such as 'facebook/audiogen-medium'")
+        raise FileNotFoundError(
+            f"no model {str(name)!r}: there is no folder of that name; pass 'pocket' (bundled), an existing "
+            "folder, or a hub id 'owner/name' such as 'facebook/audiogen-medium'"
+        )
     from huggingface_hub import snapshot_download
     try:
         return Path(snapshot_download(str(name), allow_patterns=files and list(files), **hub))
     except Exception as e:
-        raise FileNotFoundError(f"cannot get {str(name)!r} from the hub ({type(e).__name__}); check the name and the network, "
-                                "or pass 'pocket' (bundled) or a folder") from e
+        raise FileNotFoundError(
+            f"cannot get {str(name)!r} from the hub ({type(e).__name__}); check the name and the network, "
+            "or pass 'pocket' (bundled) or a folder"
+        ) from e
 
 # %% ../nbs/engine/hub.ipynb #f34256c0
 def push_parts(
@@ -204,8 +221,10 @@ class ModelOfParts:
     "A codec, a language model and a text encoder that belong together"
     def __init__(self, codec: Codec, lm: AudioLM, text_encoder: TextEncoder, generation: Generation, provenance: dict):
         if lm.config.n_q != codec.n_q or lm.config.card != codec.card or lm.config.text_dim != text_encoder.width:
-            raise ValueError(f"the parts do not fit: codec {codec.n_q} x {codec.card}, language model {lm.config.n_q} x "
-                             f"{lm.config.card} with text width {lm.config.text_dim}, text encoder {text_encoder.width}")
+            raise ValueError(
+                f"the parts do not fit: codec {codec.n_q} x {codec.card}, language model {lm.config.n_q} x "
+                f"{lm.config.card} with text width {lm.config.text_dim}, text encoder {text_encoder.width}"
+            )
         self.codec, self.lm, self.text_encoder = codec, lm, text_encoder
         self.generation, self.provenance = generation, provenance
         self.sample_rate, self.frame_rate = codec.sample_rate, codec.frame_rate
@@ -221,7 +240,8 @@ class ModelOfParts:
         return sum(p.numel() for part in (self.codec, self.lm) for p in part.parameters())
 
     @property
-    def device(self) -> torch.device: return self.lm.embed.weight.device
+    def device(self) -> torch.device:
+        return self.lm.embed.weight.device
 
     def to(self, device: str | torch.device) -> "ModelOfParts": # the same
         "Move all parts to a device"

@@ -43,13 +43,16 @@ class AudioGen(ModelOfParts):
         super().__init__(codec.eval(), use_row_linear(lm).eval(), text_encoder.eval(), generation, provenance or {})
 
     @classmethod
-    def from_pretrained(cls,
-        name: str | Path, # "pocket", a folder, or a hub id "owner/name"
+    def from_pretrained(
+        cls,
+        name: str | Path,  # "pocket", a folder, or a hub id "owner/name"
         device: str | torch.device = "cpu",
-        dtype: torch.dtype | str | None = None,  # of the language model: "float32", "bfloat16" or "int8", for generation only;
-                                                # None is float32, trainable
-        text_encoder: TextEncoder | str | Path | None = None, # None: the model's own
-        **hub, # revision, token, cache_dir, local_files_only: of a download from the hub
+        dtype: (
+            torch.dtype | str | None
+        ) = None,  # of the language model: "float32", "bfloat16" or "int8", for generation only;
+        # None is float32, trainable
+        text_encoder: TextEncoder | str | Path | None = None,  # None: the model's own
+        **hub,  # revision, token, cache_dir, local_files_only: of a download from the hub
     ) -> "AudioGen":
         "Load a model by name; an AudioCraft or MusicGen checkpoint is converted on the way"
         return cls(*_load(name, device, dtype, text_encoder, hub))
@@ -61,7 +64,9 @@ class AudioGen(ModelOfParts):
         window, stride = (math.ceil(seconds * self.frame_rate) for seconds in (g.max_duration, g.stride))
         return min(window, self.lm.config.max_frames), min(stride, window - 1, self.lm.config.max_frames - 1)
 
-    def encode_text(self, texts: list[str | None]) -> tuple[torch.Tensor, torch.Tensor]:  # states (B, L, E), mask (B, L)
+    def encode_text(
+        self, texts: list[str | None]
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # states (B, L, E), mask (B, L)
         "What the language model is told of each text; None is no text"
         return tuple(part.to(self.device) for part in self.text_encoder(texts))
 
@@ -77,7 +82,9 @@ class AudioGen(ModelOfParts):
         descriptions: str | list[str] | None, # one, or one for each item
     ) -> torch.Tensor: # (B, F) in nats, summed over the streams, on the CPU
         "How probable each frame of codes is after those before it, given a description"
-        texts, plan = one_text_each(descriptions, len(codes), "descriptions"), plan_windows(codes.shape[-1], 0, *self.window)
+        texts, plan = one_text_each(descriptions, len(codes), "descriptions"), plan_windows(
+            codes.shape[-1], 0, *self.window
+        )
         return torch.stack([torch.cat([_nats(self, item, w, text) for w in plan]) for item, text in zip(codes, texts)])
 
 # %% ../nbs/16_audiogen.ipynb #f31ea027
@@ -88,9 +95,23 @@ def _write(model, texts, prompt, seeds, r):
     n_frames, report = math.ceil(r.duration * model.frame_rate), _Bar(r.callback) if r.progress else r.callback
     check_memory(model.lm.config, precision(model.lm) or "float32", model.device, loaded=True, batch=len(texts),
                  n_frames=min(n_frames, model.window[0]), guidance=r.guidance_scale != 1)
-    return decode_windows(model.lm, *model.encode_text(texts), n_frames, *model.window, prompt, seeds, report, r.guidance_scale,
-                          temperature=r.temperature, top_k=r.top_k, top_p=r.top_p, greedy=r.greedy, negative=negative)
+    return decode_windows(
+        model.lm,
+        *model.encode_text(texts),
+        n_frames,
+        *model.window,
+        prompt,
+        seeds,
+        report,
+        r.guidance_scale,
+        temperature=r.temperature,
+        top_k=r.top_k,
+        top_p=r.top_p,
+        greedy=r.greedy,
+        negative=negative,
+    )
 
+# %% ../nbs/16_audiogen.ipynb #5ca3e671
 def _write_all(model, texts, prompt, r):
     "All codes (B, K, F)"
     seeds = as_seeds(r.seed, len(texts))
@@ -99,6 +120,7 @@ def _write_all(model, texts, prompt, r):
     none = torch.zeros(len(texts), model.lm.config.n_q, 0, dtype=torch.int64, device=model.device)
     return torch.cat([none, *_write(model, texts, prompt, seeds, r)], -1)
 
+# %% ../nbs/16_audiogen.ipynb #31aaa129
 def _decoded(model, codes, r):
     "Audio (B, 1, T) on the CPU, cut to the duration"
     if not codes.shape[-1]:                                     # stopped before the first frame was finished
@@ -258,11 +280,15 @@ def _cut(pieces, n_samples):
 
 # %% ../nbs/16_audiogen.ipynb #94561549
 def load_audiocraft(
-    name: str | Path, # folder with state_dict.bin and compression_state_dict.bin, or a hub id
-    text_encoder: TextEncoder | str | Path | None = None,  # an encoder, its name or folder; None: the one the checkpoint names
+    name: str | Path,  # folder with state_dict.bin and compression_state_dict.bin, or a hub id
+    text_encoder: (
+        TextEncoder | str | Path | None
+    ) = None,  # an encoder, its name or folder; None: the one the checkpoint names
     text_padding: str = "masked",  # "masked": every item by itself; "zeros": AudioCraft's, where batch-mates change an item
-    dtype: torch.dtype | str | None = None,  # of the language model: "float32", "bfloat16" or "int8", for generation only;
-                                            # None is float32, trainable
+    dtype: (
+        torch.dtype | str | None
+    ) = None,  # of the language model: "float32", "bfloat16" or "int8", for generation only;
+    # None is float32, trainable
     device: str | torch.device = "cpu",
 ) -> AudioGen:
     "Load a checkpoint of AudioCraft's AudioGen"

@@ -214,5 +214,12 @@ def geometry(
     c: CodecConfig,
 ) -> dict[str, float]:
     "What follows from a configuration: rates, what a frame sees, size"
-    return {"hop": c.hop_length, "frames/s": c.frame_rate, "streams": c.n_q, "codes": c.card, "kbit/s": c.bit_rate / 1000,
-            "sees ms": 1000 * receptive_field(c) / c.sample_rate, "million parameters": count_parameters(c) / 1e6}
+    return {
+        "hop": c.hop_length,
+        "frames/s": c.frame_rate,
+        "streams": c.n_q,
+        "codes": c.card,
+        "kbit/s": c.bit_rate / 1000,
+        "sees ms": 1000 * receptive_field(c) / c.sample_rate,
+        "million parameters": count_parameters(c) / 1e6,
+    }

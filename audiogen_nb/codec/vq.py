@@ -43,8 +43,15 @@ def check_codes(
     card: int, # entries per codebook
 ) -> torch.Tensor: # (B, k, F) int64
     "Return codes that a quantiser can look up; otherwise say what is wrong with them"
-    if not isinstance(codes, torch.Tensor) or codes.dtype == torch.bool or codes.is_floating_point() or codes.is_complex():
-        raise TypeError(f"codes must be a tensor of an integer type, got {getattr(codes, 'dtype', type(codes).__name__)}")
+    if (
+        not isinstance(codes, torch.Tensor)
+        or codes.dtype == torch.bool
+        or codes.is_floating_point()
+        or codes.is_complex()
+    ):
+        raise TypeError(
+            f"codes must be a tensor of an integer type, got {getattr(codes, 'dtype', type(codes).__name__)}"
+        )
     codes = codes.long()                              # unsigned types know no minimum
     if codes.dim() != 3 or not 1 <= codes.shape[1] <= n_q or 0 in codes.shape:
         raise ValueError(f"codes must be (B, 1 to {n_q} streams, at least 1 frame), got {list(codes.shape)}")
@@ -171,7 +178,9 @@ class Codec(nn.Module):
         if not isinstance(length, Integral | None):
             raise TypeError(f"length must be a whole number of samples, got {length!r}")
         if length is not None and not n - self.hop_length < length <= n:
-            raise ValueError(f"length must be in {n - self.hop_length + 1}..{n} for {codes.shape[2]} frames, got {length}")
+            raise ValueError(
+                f"length must be in {n - self.hop_length + 1}..{n} for {codes.shape[2]} frames, got {length}"
+            )
 
     def load_state_dict(self, state_dict, strict=True, assign=False):
         "As PyTorch's, but weights of another geometry are refused in one sentence"

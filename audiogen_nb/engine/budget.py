@@ -87,6 +87,8 @@ def check_memory(
     total, free = sum(needs.values()), free_memory(device)
     if total > free:
         parts = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in needs.items())
-        raise ValueError(f"a language model of {n_parameters(c) / 1e6:.0f} M parameters in {dtype} needs {total / 1e9:.1f} GB "
-                         f"here ({parts}), but {free / 1e9:.1f} GB are free on {device}; pass a smaller preset, batch or "
-                         "length, or dtype='bfloat16' or 'int8'")
+        raise ValueError(
+            f"a language model of {n_parameters(c) / 1e6:.0f} M parameters in {dtype} needs {total / 1e9:.1f} GB "
+            f"here ({parts}), but {free / 1e9:.1f} GB are free on {device}; pass a smaller preset, batch or "
+            "length, or dtype='bfloat16' or 'int8'"
+        )

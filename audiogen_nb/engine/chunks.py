@@ -35,7 +35,9 @@ _PREPARED = WeakKeyDictionary()                     # layer -> (its fingerprint,
 
 def _fingerprint(layer: nn.Module) -> list[tuple]:
     "Differs when a parameter does: moved, counted as changed, or (fused optimisers, `.data`) of another sum"
-    return [(p.data_ptr(), p.dtype, None if p.is_inference() else p._version, p.sum().item()) for p in layer.parameters()]
+    return [
+        (p.data_ptr(), p.dtype, None if p.is_inference() else p._version, p.sum().item()) for p in layer.parameters()
+    ]
 
 def _prepared(layer: nn.Module, prepare: Callable[[], tuple]) -> tuple:
     "`prepare()`, kept for a layer in evaluation mode until its parameters change"
@@ -50,10 +52,12 @@ def _prepared(layer: nn.Module, prepare: Callable[[], tuple]) -> tuple:
 # %% ../../nbs/engine/chunks.ipynb #de064b7f
 _LARGE = 2 ** 22                                    # weights
 
+# %% ../../nbs/engine/chunks.ipynb #4e76c340
 def _channels_last(weight: torch.Tensor) -> torch.Tensor:  # (C', C, kernel) -> (C', C, 1, kernel)
     "The weights of a convolution over images of height 1, ordered like its input"
     return weight[:, :, None].contiguous(memory_format=torch.channels_last)
 
+# %% ../../nbs/engine/chunks.ipynb #7620f261
 def _convolution(
     weight: torch.Tensor, # (C', C, 1, kernel), channels last
     bias: torch.Tensor, # (C',)
@@ -125,6 +129,7 @@ def _(layer: TrimmedConvTranspose) -> Step:
 def _(layer: nn.ELU) -> Step:
     return lambda x, last: F.elu_(x)
 
+# %% ../../nbs/engine/chunks.ipynb #8dc92d21
 @streamed.register
 def _(layers: nn.Sequential) -> Step:
     steps = [streamed(layer) for layer in layers]
@@ -136,6 +141,7 @@ def _(layers: nn.Sequential) -> Step:
 
     return chain
 
+# %% ../../nbs/engine/chunks.ipynb #35d6aa97
 @streamed.register
 def _(layer: ResidualUnit) -> Step:
     inner, waiting = streamed(layer.block[1:]), None  # block[0] is the ELU that must copy
@@ -195,9 +201,11 @@ def _(layer: SkipLSTM) -> Step:
 
 # %% ../../nbs/engine/chunks.ipynb #0c97601b
 def run_pieces(
-    network: nn.Module, # an Encoder or Decoder
-    pieces: Iterable[torch.Tensor], # (B, C, T), cut anywhere along T
-    inlet: Callable[[torch.Tensor], torch.Tensor] = lambda piece: piece,  # makes (B, C, T) of each piece, if it is not yet
+    network: nn.Module,  # an Encoder or Decoder
+    pieces: Iterable[torch.Tensor],  # (B, C, T), cut anywhere along T
+    inlet: Callable[
+        [torch.Tensor], torch.Tensor
+    ] = lambda piece: piece,  # makes (B, C, T) of each piece, if it is not yet
 ) -> Iterator[torch.Tensor]:  # (B, C', T'), as early as possible; concatenated, what the network makes of the whole
     "Run a network over pieces, exactly"
     step, shape = streamed(network), None
@@ -206,7 +214,9 @@ def run_pieces(
         x = inlet(piece).transpose(1, 2)
         shape = piece.shape[:2] if shape is None else shape
         if piece.shape[:2] != shape:
-            raise ValueError(f"every piece must have the shape of the first, {list(shape)}, got {list(piece.shape[:2])}")
+            raise ValueError(
+                f"every piece must have the shape of the first, {list(shape)}, got {list(piece.shape[:2])}"
+            )
         out = step(x.clone(), n == n_pieces)  # layers may overwrite their input
         if out.shape[1]:
             yield out.transpose(1, 2)

@@ -37,7 +37,9 @@ class RowLinear(nn.Linear):
             return F.linear(x, self.weight, self.bias)
         if self.scale is None:
             alone = x.numel() == self.in_features
-            y = torch.ops.mkldnn._linear_pointwise(x.expand(2, *x.shape) if alone else x, self.weight, self.bias, "none", [], "")
+            y = torch.ops.mkldnn._linear_pointwise(
+                x.expand(2, *x.shape) if alone else x, self.weight, self.bias, "none", [], ""
+            )
             return y[0] if alone else y
         if x.device.type != "cpu":
             return F.linear(x, self.weight.to(x.dtype)) * self.scale
@@ -59,7 +61,11 @@ class RowLinear(nn.Linear):
     def dense(self) -> torch.Tensor: # (out, in)
         "The weight as an ordinary tensor"
         weight = self.weight.detach()
-        return weight.to_dense() if weight.is_mkldnn else weight if self.scale is None else weight * self.scale.float()[:, None]
+        return (
+            weight.to_dense()
+            if weight.is_mkldnn
+            else weight if self.scale is None else weight * self.scale.float()[:, None]
+        )
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):  # what is stored does not depend on the form
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -99,8 +105,10 @@ def precision(
 # %% ../../nbs/engine/linear.ipynb #2a5af869
 def empty_lm(
     config: LMConfig,
-    dtype: torch.dtype | str | None = None,  # "float32", "bfloat16" or "int8", for generation only; None is float32, trainable
-    device: torch.device | str = "cpu", # where it will be filled
+    dtype: (
+        torch.dtype | str | None
+    ) = None,  # "float32", "bfloat16" or "int8", for generation only; None is float32, trainable
+    device: torch.device | str = "cpu",  # where it will be filled
 ) -> AudioLM:
     "A model without weights, to be filled by `fill_lm`; refused if it cannot fit into the memory"
     form = None if dtype is None else str(dtype).removeprefix("torch.")

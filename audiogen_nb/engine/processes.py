@@ -44,7 +44,9 @@ def own_part(
 ) -> torch.Tensor: # (B / world_size, ...)
     "This process's part of a batch"
     if len(batch) % world_size():
-        raise ValueError(f"a batch of {len(batch)} cannot be shared by {world_size()} processes; pass a multiple as batch_size")
+        raise ValueError(
+            f"a batch of {len(batch)} cannot be shared by {world_size()} processes; pass a multiple as batch_size"
+        )
     return batch.chunk(world_size())[rank()]
 
 # %% ../../nbs/engine/processes.ipynb #4b401a52

@@ -42,17 +42,19 @@ def plan_windows(
 # %% ../../nbs/engine/windows.ipynb #ed508eea
 def decode_windows(
     lm: AudioLM,
-    text_states: torch.Tensor, # (B, L, E)
-    text_mask: torch.Tensor, # (B, L) bool
-    n_frames: int, # F, length of the result, prompt included
-    window: int, # frames the model may see at once
-    stride: int, # new frames in each further window
-    prompt: torch.Tensor | None = None, # codes (B, K, P), P < F, kept as they are
-    seeds: Sequence[int] | None = None, # one per item; None draws fresh ones
-    callback: Callable[[int, int], bool | None] | None = None,  # told (step, n_steps) of the whole; stops by returning True or raising
-    guidance_scale: float | Callable[[float], float] = 3.0, # or a function of the share done of the whole
-    **sampling, # temperature, top_k, top_p, greedy, negative: as in `decode_frames`
-) -> Iterator[torch.Tensor]: # codes (B, K, n), n >= 1, as soon as they are finished; concatenated (B, K, F)
+    text_states: torch.Tensor,  # (B, L, E)
+    text_mask: torch.Tensor,  # (B, L) bool
+    n_frames: int,  # F, length of the result, prompt included
+    window: int,  # frames the model may see at once
+    stride: int,  # new frames in each further window
+    prompt: torch.Tensor | None = None,  # codes (B, K, P), P < F, kept as they are
+    seeds: Sequence[int] | None = None,  # one per item; None draws fresh ones
+    callback: (
+        Callable[[int, int], bool | None] | None
+    ) = None,  # told (step, n_steps) of the whole; stops by returning True or raising
+    guidance_scale: float | Callable[[float], float] = 3.0,  # or a function of the share done of the whole
+    **sampling,  # temperature, top_k, top_p, greedy, negative: as in `decode_frames`
+) -> Iterator[torch.Tensor]:  # codes (B, K, n), n >= 1, as soon as they are finished; concatenated (B, K, F)
     "Write codes in windows; the first pieces are the prompt's"
     n_given = 0 if prompt is None else prompt.shape[-1]
     if not n_given < n_frames:
@@ -71,8 +73,16 @@ def decode_windows(
         scale = guidance_scale
         if callable(scale):
             scale = lambda done: guidance_scale((before + done * counts[i]) / total)
-        return lm.decode_frames(text_states, text_mask, w.end - w.start, None if codes is None else codes[..., w.start :], scale,
-                             seeds=[derive_seed(s, 0, i) if i else s for s in seeds], callback=report, **sampling)
+        return lm.decode_frames(
+            text_states,
+            text_mask,
+            w.end - w.start,
+            None if codes is None else codes[..., w.start :],
+            scale,
+            seeds=[derive_seed(s, 0, i) if i else s for s in seeds],
+            callback=report,
+            **sampling,
+        )
 
     return _pieces(plan, write, write(0, prompt), prompt)  # checks its arguments now, not at the first piece
 

@@ -30,8 +30,10 @@ from ..data.toy import TOY_SPECS
 from ..codec.vq import Codec
 
 # %% ../../nbs/labs/adherence.ipynb #c9e685ce
-UNCOUNTED_WORDS = frozenset("""a an and as at away back by down for from he her his in inside into is it its of off on onto out over
-past she some someone something that the their them they through to toward towards two under up while with""".split())
+UNCOUNTED_WORDS = frozenset(
+    """a an and as at away back by down for from he her his in inside into is it its of off on onto out over
+past she some someone something that the their them they through to toward towards two under up while with""".split()
+)
 
 def stem(
     word: str, # lower case
@@ -84,9 +86,13 @@ def read_prompts(
         if prompt.wording not in ("trained", "reworded") or not words:
             raise ValueError(f"every prompt needs words and a wording, 'trained' or 'reworded', got {prompt}")
         if prompt.wording == "reworded" and words & caption_words():
-            raise ValueError(f"{prompt.text!r} is not reworded: captions know {', '.join(sorted(words & caption_words()))}")
+            raise ValueError(
+                f"{prompt.text!r} is not reworded: captions know {', '.join(sorted(words & caption_words()))}"
+            )
         if prompt.wording == "trained" and not words <= caption_words():
-            raise ValueError(f"{prompt.text!r} is not worded like a caption: none has {', '.join(sorted(words - caption_words()))}")
+            raise ValueError(
+                f"{prompt.text!r} is not worded like a caption: none has {', '.join(sorted(words - caption_words()))}"
+            )
     return prompts
 
 # %% ../../nbs/labs/adherence.ipynb #0b2d2a93
@@ -119,7 +125,9 @@ def judge_clips(
     "How well the listener names real clips, as they are or as a codec renders them"
     known = [clip for clip in clips if clip.kind in listener.kinds]
     if not known:
-        raise ValueError(f"none of the {len(clips)} clips is of a kind the listener knows ({', '.join(listener.kinds)})")
+        raise ValueError(
+            f"none of the {len(clips)} clips is of a kind the listener knows ({', '.join(listener.kinds)})"
+        )
     n_samples, scores = round(seconds * listener.sample_rate), []
     for i, clip in enumerate(known):
         audio = torch.stack([fill_clip(clip.audio, n_samples, clip.sample_rate, step_generator(i, place))
@@ -147,7 +155,9 @@ def _by_wording(judged, prompts, guidance_scales, n_seeds, n_kinds):
     for wording in dict.fromkeys(p.wording for p in prompts):
         for scale in guidance_scales:
             ranks = [j["rank"] for j in judged if (j["wording"], j["guidance"]) == (wording, scale)]
-            rows.append(accuracy_row(f"{wording} prompts", torch.tensor(ranks), len(ranks) // n_seeds, n_kinds, guidance=scale))
+            rows.append(
+                accuracy_row(f"{wording} prompts", torch.tensor(ranks), len(ranks) // n_seeds, n_kinds, guidance=scale)
+            )
     return rows
 
 # %% ../../nbs/labs/adherence.ipynb #022b3663
@@ -164,13 +174,17 @@ def adherence(
     "Top-1 and top-5 accuracy of generated sounds, by wording and guidance"
     unknown = sorted({p.kind for p in prompts} - set(listener.kinds))
     if unknown or not prompts or not seeds:
-        raise ValueError(f"adherence needs prompts of kinds the listener knows, and seeds; it does not know {unknown or 'none'}")
+        raise ValueError(
+            f"adherence needs prompts of kinds the listener knows, and seeds; it does not know {unknown or 'none'}"
+        )
     # every sound has a seed of its own, the same for all guidance scales
     items = [(prompt, 1000 * seed + i) for seed in seeds for i, prompt in enumerate(prompts)]
     parts = [(scale, items[i : i + batch_size]) for scale in guidance_scales for i in range(0, len(items), batch_size)]
     judged = []
     for scale, part in tqdm(parts, disable=not progress, desc="prompts"):
-        audio = model.generate([p.text for p, _ in part], duration, guidance_scale=scale, seed=[seed for _, seed in part])
+        audio = model.generate(
+            [p.text for p, _ in part], duration, guidance_scale=scale, seed=[seed for _, seed in part]
+        )
         judged += _judgements(listener, part, scale, audio)
     return _by_wording(judged, prompts, guidance_scales, len(seeds), len(listener.kinds)), judged
 

@@ -44,8 +44,10 @@ def frechet_distance(
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1]:
         raise ValueError(f"embeddings must be (N, D) and (M, D), got {list(a.shape)} and {list(b.shape)}")
     if min(len(a), len(b)) <= a.shape[1]:
-        raise ValueError(f"{min(len(a), len(b))} embeddings are too few for {a.shape[1]} dimensions: a covariance needs more clips "
-                         "than dimensions; pass more clips, or embeddings of fewer dimensions")
+        raise ValueError(
+            f"{min(len(a), len(b))} embeddings are too few for {a.shape[1]} dimensions: a covariance needs more clips "
+            "than dimensions; pass more clips, or embeddings of fewer dimensions"
+        )
     a, b = a.double(), b.double()
     roots = [_root(torch.cov(x.T).reshape(x.shape[1], -1)) for x in (a, b)]                  # Sigma^1/2
     cross = torch.linalg.svdvals(roots[0] @ roots[1]).sum()                                  # Tr (Sigma_a Sigma_b)^1/2

@@ -38,9 +38,40 @@ def rank_of(
     return (scores >= scores.gather(1, labels[:, None])).sum(1)
 
 # %% ../../nbs/labs/listener.ipynb #ec096413
-KINDS = ("dog", "cow", "sheep", "horse", "bird", "poultry", "monster", "shout", "fire", "explosion", "engine", "saw",
-         "hammering", "dishes", "metal hit", "bow", "whoosh", "bell", "horn signal", "drum", "snare drum", "tabla", "cymbal",
-         "bubbles", "rain", "waves", "siren", "telephone", "clock", "footsteps", "applause", "helicopter")
+KINDS = (
+    "dog",
+    "cow",
+    "sheep",
+    "horse",
+    "bird",
+    "poultry",
+    "monster",
+    "shout",
+    "fire",
+    "explosion",
+    "engine",
+    "saw",
+    "hammering",
+    "dishes",
+    "metal hit",
+    "bow",
+    "whoosh",
+    "bell",
+    "horn signal",
+    "drum",
+    "snare drum",
+    "tabla",
+    "cymbal",
+    "bubbles",
+    "rain",
+    "waves",
+    "siren",
+    "telephone",
+    "clock",
+    "footsteps",
+    "applause",
+    "helicopter",
+)
 
 # %% ../../nbs/labs/listener.ipynb #8c8b7165
 class Listener(nn.Module):
@@ -143,7 +174,10 @@ class ListenerTraining:
     seed: int = 0
 
     def __post_init__(self):
-        if min(self.n_steps, self.batch_size, self.n_each, self.width) < 1 or min(self.seconds, self.learning_rate) <= 0:
+        if (
+            min(self.n_steps, self.batch_size, self.n_each, self.width) < 1
+            or min(self.seconds, self.learning_rate) <= 0
+        ):
             raise ValueError(f"every setting of a listener's training must be positive, got {self}")
 
 # %% ../../nbs/labs/listener.ipynb #c9dd66cd
@@ -205,7 +239,9 @@ def save_listener(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / "listener.json") as temporary:
-        temporary.write_text(json.dumps({"kinds": listener.kinds, "width": listener.width, "sample_rate": listener.sample_rate}))
+        temporary.write_text(
+            json.dumps({"kinds": listener.kinds, "width": listener.width, "sample_rate": listener.sample_rate})
+        )
     with atomic_path(folder / "listener.safetensors") as temporary:
         save_file(listener.state_dict(), temporary)
 
@@ -221,7 +257,9 @@ def load_listener(
     except FileNotFoundError:
         raise FileNotFoundError(f"no listener in {folder}; train one with fit_listener and save it there") from None
     except (TypeError, ValueError, RuntimeError, SafetensorError) as e:
-        raise ValueError(f"the listener in {folder} is damaged ({type(e).__name__}); delete the folder and train again") from e
+        raise ValueError(
+            f"the listener in {folder} is damaged ({type(e).__name__}); delete the folder and train again"
+        ) from e
     return listener.eval()
 
 # %% ../../nbs/labs/listener.ipynb #69141ecd

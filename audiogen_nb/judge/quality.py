@@ -111,7 +111,9 @@ def _codecs(codecs, opus_kbps, rate):
     if opus_kbps and not opus_available():
         print("Opus is left out: opusenc and opusdec are not installed (Debian package opus-tools)", file=sys.stderr)
         opus_kbps = ()
-    return found | {f"Opus, {kbps:g} kbit/s nominal": partial(opus_round_trip, sample_rate=rate, kbps=kbps) for kbps in opus_kbps}
+    return found | {
+        f"Opus, {kbps:g} kbit/s nominal": partial(opus_round_trip, sample_rate=rate, kbps=kbps) for kbps in opus_kbps
+    }
 
 # %% ../../nbs/labs/codec_quality.ipynb #1a67a6ee
 def _measure(round_trip, originals, rate, perceptual, bar):
@@ -124,23 +126,32 @@ def _measure(round_trip, originals, rate, perceptual, bar):
                       zimtohrli_mos(audio, rebuilt, rate) if perceptual else 0.0))
     mel, ratio, mos = zip(*found)
     seconds, n = sum(audio.shape[-1] for audio in originals) / rate, len(originals)
-    return {"kbit_s": round(bits / seconds / 1000, 3), "mel_distance": round(sum(mel) / n, 4), "si_sdr_db": round(sum(ratio) / n, 2),
-            "si_sdr_median_db": round(statistics.median(ratio), 2),
-            **({"zimtohrli_mos": round(sum(mos) / n, 3)} if perceptual else {}), "n": n}
+    return {
+        "kbit_s": round(bits / seconds / 1000, 3),
+        "mel_distance": round(sum(mel) / n, 4),
+        "si_sdr_db": round(sum(ratio) / n, 2),
+        "si_sdr_median_db": round(statistics.median(ratio), 2),
+        **({"zimtohrli_mos": round(sum(mos) / n, 3)} if perceptual else {}),
+        "n": n,
+    }
 
 # %% ../../nbs/labs/codec_quality.ipynb #020ab81c
 @torch.no_grad()
 def codec_table(
-    codec: Codec | Mapping[str, Codec],  # in evaluation mode; several by name, such as {"first edition": ..., "second": ...}
-    clips: Sequence[Clip], # held out; shorter ones than 1 s are padded with silence
-    opus_kbps: Sequence[float] = (6, 12), # nominal rates
-    progress: bool = True, # show bars
+    codec: (
+        Codec | Mapping[str, Codec]
+    ),  # in evaluation mode; several by name, such as {"first edition": ..., "second": ...}
+    clips: Sequence[Clip],  # held out; shorter ones than 1 s are padded with silence
+    opus_kbps: Sequence[float] = (6, 12),  # nominal rates
+    progress: bool = True,  # show bars
 ) -> list[dict]:  # rows: name, kbit/s as counted, mel distance (0 is best), SI-SDR (dB), predicted opinion (1 to 5)
     "Codecs and Opus on the same clips; what is not installed, opus-tools or zimtohrli, is left out with a note"
     codecs = dict(codec) if isinstance(codec, Mapping) else {"codec": codec}
     rates = {one.sample_rate for one in codecs.values()} | {clip.sample_rate for clip in clips}
     if not codecs or not clips or len(rates) > 1:
-        raise ValueError(f"codec_table needs codecs and clips of one sample rate, got {len(codecs)} and {len(clips)} of {sorted(rates)} Hz")
+        raise ValueError(
+            f"codec_table needs codecs and clips of one sample rate, got {len(codecs)} and {len(clips)} of {sorted(rates)} Hz"
+        )
     rate, perceptual = rates.pop(), zimtohrli_available()
     if not perceptual:
         print("The predicted opinion is left out: zimtohrli is not installed (pip install zimtohrli)", file=sys.stderr)

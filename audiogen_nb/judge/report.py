@@ -39,8 +39,14 @@ def bench_generate(
         times.append(time.perf_counter() - start)
     seconds = sorted(times[1:])[repeats // 2]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 10 if sys.platform == "linux" else 2 ** 20)
-    return {"duration_s": duration, "seconds": round(seconds, 3), "real_time_factor": round(seconds / duration, 3),
-            "guidance": model.generation.guidance_scale, "threads": torch.get_num_threads(), "peak_memory_mib": round(peak)}
+    return {
+        "duration_s": duration,
+        "seconds": round(seconds, 3),
+        "real_time_factor": round(seconds / duration, 3),
+        "guidance": model.generation.guidance_scale,
+        "threads": torch.get_num_threads(),
+        "peak_memory_mib": round(peak),
+    }
 
 # %% ../../nbs/labs/report.ipynb #aabdf91b
 def evaluate_model(
@@ -62,9 +68,16 @@ def evaluate_model(
     listener, prompts = trained_listener(groups, progress=progress), read_prompts()
     rows, confused = _judge_real(listener, {"held-out recordings": held_out, "toys": toys}, model.codec)
     generated, judged = adherence(model, listener, prompts, guidance_scales, seeds, progress=progress)
-    report = {"model": name, "n_parameters": model.n_parameters, "protocol": _protocol(model, listener, prompts, groups, seeds),
-              "accuracy": rows + generated, "codec": codec_table(model.codec, split_clips(recordings)[1], progress=progress),
-              "speed": speed, "confusions": confused | _prompt_confusions(judged, listener.kinds), "judgements": judged}
+    report = {
+        "model": name,
+        "n_parameters": model.n_parameters,
+        "protocol": _protocol(model, listener, prompts, groups, seeds),
+        "accuracy": rows + generated,
+        "codec": codec_table(model.codec, split_clips(recordings)[1], progress=progress),
+        "speed": speed,
+        "confusions": confused | _prompt_confusions(judged, listener.kinds),
+        "judgements": judged,
+    }
     report["evaluation_seconds"] = round(time.perf_counter() - start, 1)
     return _finish(report, out, progress)
 
@@ -112,15 +125,25 @@ def _perceptual():
     "Which perceptual measure the codec table has"
     if not zimtohrli_available():
         return "none: zimtohrli is not installed"
-    return f"mean opinion score (1 to 5) predicted by Zimtohrli {metadata.version('zimtohrli')}, clips resampled to 48 kHz"
+    return (
+        f"mean opinion score (1 to 5) predicted by Zimtohrli {metadata.version('zimtohrli')}, clips resampled to 48 kHz"
+    )
 
+# %% ../../nbs/labs/report.ipynb #190253bd
 def _protocol(model, listener, prompts, groups, seeds):
     "What was measured and with what, for the report"
     g = model.generation
-    return {"listener_kinds": list(listener.kinds), "listener_parameters": sum(p.numel() for p in listener.parameters()),
-            "listener_training_clips": {"recordings": len(groups[0][1]), "toys": len(groups[1][1])},
-            "prompts": len(prompts), "prompt_kinds": len({p.kind for p in prompts}), "seeds": list(seeds),
-            "generation": {"duration_s": g.duration, "temperature": g.temperature, "top_k": g.top_k, "top_p": g.top_p},
-            "interval": "95 % Wilson, prompts (for real clips: clips) as trials",
-            "opus": "hard CBR, 60 ms packets; bits of the audio packets without Ogg pages, over the clips' duration",
-            "perceptual": _perceptual(), "torch": torch.__version__, "threads": torch.get_num_threads()}
+    return {
+        "listener_kinds": list(listener.kinds),
+        "listener_parameters": sum(p.numel() for p in listener.parameters()),
+        "listener_training_clips": {"recordings": len(groups[0][1]), "toys": len(groups[1][1])},
+        "prompts": len(prompts),
+        "prompt_kinds": len({p.kind for p in prompts}),
+        "seeds": list(seeds),
+        "generation": {"duration_s": g.duration, "temperature": g.temperature, "top_k": g.top_k, "top_p": g.top_p},
+        "interval": "95 % Wilson, prompts (for real clips: clips) as trials",
+        "opus": "hard CBR, 60 ms packets; bits of the audio packets without Ogg pages, over the clips' duration",
+        "perceptual": _perceptual(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }

@@ -74,7 +74,15 @@ def draw_distributions(
     places = torch.arange(len(order))
     ax.bar(places, d.guided[order], 0.9, color="#cfd8dc", label=f"guided: {d.bits(d.guided):.1f} bits, {d.kept} codes")
     for name, values, colour in (("with text", d.conditional, "#1f77b4"), ("without", d.unconditional, "#ff7f0e")):
-        ax.plot(places, values[order], ".-", color=colour, markersize=4, linewidth=0.8, label=f"{name}: {d.bits(values):.1f} bits")
+        ax.plot(
+            places,
+            values[order],
+            ".-",
+            color=colour,
+            markersize=4,
+            linewidth=0.8,
+            label=f"{name}: {d.bits(values):.1f} bits",
+        )
     ax.legend(fontsize=8, loc="upper right")
     ax.set(xlabel="codes, likeliest first", ylabel="probability")
     picture = BytesIO()
@@ -94,16 +102,20 @@ class GuidanceLab:
         self.place = {"text": w.Text(text, description="text", continuous_update=False, **wide),
                       "n_before": w.IntSlider(20, 1, 100, description="after frames", continuous_update=False, **wide),
                       "stream": w.IntSlider(0, 0, model.lm.config.n_q - 1, description="stream", **wide)}
-        self.settings = {"guidance_scale": w.FloatSlider(3.0, min=0, max=10, step=0.1, description="guidance", **wide),
-                         "temperature": w.FloatSlider(1.0, min=0.1, max=3, step=0.05, description="temperature", **wide),
-                         "top_k": w.IntSlider(250, 0, model.lm.config.card, description="top-k", **wide),
-                         "top_p": w.FloatSlider(0.0, min=0, max=1, step=0.01, description="top-p", **wide)}
+        self.settings = {
+            "guidance_scale": w.FloatSlider(3.0, min=0, max=10, step=0.1, description="guidance", **wide),
+            "temperature": w.FloatSlider(1.0, min=0.1, max=3, step=0.05, description="temperature", **wide),
+            "top_k": w.IntSlider(250, 0, model.lm.config.card, description="top-k", **wide),
+            "top_p": w.FloatSlider(0.0, min=0, max=1, step=0.01, description="top-p", **wide),
+        }
         self.picture = w.Image(format="png", layout=w.Layout(width="100%"))
         controls = [*self.place.values(), *self.settings.values()]
         for control in controls:
             control.observe(lambda _: self.redraw(), "value")
-        self.widget = w.VBox([w.GridBox(controls, layout=w.Layout(grid_template_columns="1fr 1fr")), self.message, self.picture],
-                             layout=w.Layout(max_width="900px"))
+        self.widget = w.VBox(
+            [w.GridBox(controls, layout=w.Layout(grid_template_columns="1fr 1fr")), self.message, self.picture],
+            layout=w.Layout(max_width="900px"),
+        )
         self.redraw()
 
     def redraw(self):
@@ -112,7 +124,9 @@ class GuidanceLab:
         try:
             if place != self.asked:
                 self.logits, self.asked = step_logits(self.model, *place), place
-            now = distributions(self.logits[:, self.place["stream"].value], **{k: c.value for k, c in self.settings.items()})
+            now = distributions(
+                self.logits[:, self.place["stream"].value], **{k: c.value for k, c in self.settings.items()}
+            )
             self.picture.value, self.message.value = draw_distributions(now, width=9.0, height=3.0), ""
         except ValueError as error:
             self.message.value = f"<span style='color:#c62828'>{error}</span>"

@@ -44,7 +44,9 @@ def draw_history(
 ):
     "One figure of every stream over the steps of a log; returns the matplotlib figure"
     import matplotlib.pyplot as plt
-    names = sorted({name for row in log for name in row if name.startswith(f"{figure}_")}, key=lambda name: (len(name), name))
+    names = sorted(
+        {name for row in log for name in row if name.startswith(f"{figure}_")}, key=lambda name: (len(name), name)
+    )
     if not names:
         raise ValueError(f"this log has no figures named {figure}_0, {figure}_1, ...; log CodebookUse.figures()")
     axes = axes or plt.subplots(figsize=(3.5, 2.2), dpi=72, layout="constrained")[1]

@@ -146,7 +146,9 @@ class Settings:
         self.top_k = _slider("top-k", defaults.top_k, 0, 500, 10)
         self.seed = w.BoundedIntText(0, min=0, max=2**31 - 1, description="seed", disabled=True,
                                      style={"description_width": "40px"}, layout=w.Layout(width="auto"))
-        self.random = w.Checkbox(True, description="new seed each time", indent=False, layout=w.Layout(margin="2px 0 0 6px"))
+        self.random = w.Checkbox(
+            True, description="new seed each time", indent=False, layout=w.Layout(margin="2px 0 0 6px")
+        )
         w.jslink((self.random, "value"), (self.seed, "disabled"))
         self.negative = w.Text(placeholder="what not to hear", description="without", layout=w.Layout(width="auto"),
                                style={"description_width": "88px"})
@@ -167,7 +169,9 @@ class RunBar:
     "Generate, Stop, a progress bar, and one line that says how it goes"
     def __init__(self):
         import ipywidgets as w
-        self.start = w.Button(description="Generate", button_style="primary", icon="play", layout=w.Layout(width="110px"))
+        self.start = w.Button(
+            description="Generate", button_style="primary", icon="play", layout=w.Layout(width="110px")
+        )
         self.halt = w.Button(description="Stop", icon="stop", disabled=True, layout=w.Layout(width="80px"))
         self.bar = w.IntProgress(0, max=1, layout=w.Layout(width="202px", height="14px"))
         self.line, self.last, self._due = w.HTML(layout=w.Layout(flex="1 1 auto")), (0, 0), 0.0
@@ -205,8 +209,10 @@ def take_card(
     remove = w.Button(icon="times", tooltip="remove this take", layout=w.Layout(width="32px"))
     remove.on_click(lambda _: on_remove())
     picture = w.Image(value=take_figure(take), format="png", layout=w.Layout(width="100%"))
-    sound = w.GridBox([picture, w.HTML(take_player(take))],
-                      layout=w.Layout(grid_template_columns="minmax(0, 1fr) 304px", grid_gap="8px", align_items="center"))
+    sound = w.GridBox(
+        [picture, w.HTML(take_player(take))],
+        layout=w.Layout(grid_template_columns="minmax(0, 1fr) 304px", grid_gap="8px", align_items="center"),
+    )
     return w.VBox([w.HBox([title, remove]), sound],
                   layout=w.Layout(border="1px solid #8884", padding="4px 10px", margin="6px 0 0 0"))
 
@@ -253,7 +259,9 @@ class Playground:
         self.settings, self.run, self.history = Settings(model.generation), RunBar(), History()
         self.run.start.on_click(lambda _: self.generate())
         self.run.halt.on_click(lambda _: self.job.stop())
-        self.settings.prompt.on_msg(lambda _, message, __: message.get("event") == "submit" and self.generate())  # Enter
+        self.settings.prompt.on_msg(
+            lambda _, message, __: message.get("event") == "submit" and self.generate()
+        )  # Enter
         self.widget = w.VBox([w.HBox([self.settings.prompt, self.run.start, self.run.halt]), self.settings.widget,
                               self.run.widget, self.history.widget], layout=w.Layout(max_width="1100px"))
 
@@ -262,7 +270,9 @@ class Playground:
         if not self.run.start.disabled:
             self.run.busy(True)
             settings = self.settings.read()
-            self.job = Job(lambda callback: make_take(self.model, **settings, callback=callback), self.run.step, self._end)
+            self.job = Job(
+                lambda callback: make_take(self.model, **settings, callback=callback), self.run.step, self._end
+            )
 
     def _end(self, take, error):
         if take:

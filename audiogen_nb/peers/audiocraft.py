@@ -38,12 +38,24 @@ _LM_FIXED = {
     "transformer_lm.qk_layer_norm_cross": False, "fuser.cross_attention_pos_emb": False, "fuser.sum": [],
     "fuser.prepend": [], "fuser.input_interpolate": [], "fuser.cross": ["description"],
     "interleave_stereo_codebooks.use": False, "conditioners.description.t5.normalize_text": False, "channels": 1}
-_CODEC_FIXED = {        # and the codec
-    "compression_model": "encodec", "encodec.autoencoder": "seanet", "encodec.quantizer": "rvq", "encodec.renormalize": False,
-    "channels": 1, "seanet.channels": 1, "seanet.causal": False, "seanet.n_residual_layers": 1, "seanet.activation": "ELU",
-    "seanet.activation_params.alpha": 1.0, "seanet.norm": "weight_norm", "seanet.pad_mode": "constant",
-    "seanet.true_skip": True, "seanet.compress": 2, "seanet.disable_norm_outer_blocks": 0,
-    "seanet.decoder.final_activation": None}
+_CODEC_FIXED = {  # and the codec
+    "compression_model": "encodec",
+    "encodec.autoencoder": "seanet",
+    "encodec.quantizer": "rvq",
+    "encodec.renormalize": False,
+    "channels": 1,
+    "seanet.channels": 1,
+    "seanet.causal": False,
+    "seanet.n_residual_layers": 1,
+    "seanet.activation": "ELU",
+    "seanet.activation_params.alpha": 1.0,
+    "seanet.norm": "weight_norm",
+    "seanet.pad_mode": "constant",
+    "seanet.true_skip": True,
+    "seanet.compress": 2,
+    "seanet.disable_norm_outer_blocks": 0,
+    "seanet.decoder.final_activation": None,
+}
 
 # %% ../../nbs/peers/audiocraft.ipynb #edd2aa06
 _MISSING = object()
@@ -65,6 +77,7 @@ def _int(config, path):
 # %% ../../nbs/peers/audiocraft.ipynb #9e5d6f91
 TEXT = "condition_provider.conditioners.description.output_proj"     # the projection of the text states
 
+# %% ../../nbs/peers/audiocraft.ipynb #0699428d
 def lm_config(
     checkpoint: Checkpoint, # of state_dict.bin
     text_padding: str = "masked", # "masked" or "zeros", see "A Transformer over sound"
@@ -79,11 +92,19 @@ def lm_config(
     pattern, usual = setting(config, "codebooks_pattern.modeling", "delay"), list(range(sizes["n_q"]))
     delays = setting(config, "codebooks_pattern.delay.delays", usual) if pattern == "delay" else usual
     if pattern not in ("delay", "parallel") or delays != usual:
-        raise ValueError(f"this checkpoint lays its streams out by the pattern {pattern!r} with delays {delays}, which is not "
-                         f"supported; it must be 'parallel', or 'delay' with delays {usual}")
+        raise ValueError(
+            f"this checkpoint lays its streams out by the pattern {pattern!r} with delays {delays}, which is not "
+            f"supported; it must be 'parallel', or 'delay' with delays {usual}"
+        )
     # the width of the text is in no setting that can be relied on: it is that of the projection
-    return LMConfig(**sizes, text_dim=checkpoint.state[f"{TEXT}.weight"].shape[-1], pattern=pattern, average_streams=False,
-                    max_frames=1500, text_padding=text_padding)
+    return LMConfig(
+        **sizes,
+        text_dim=checkpoint.state[f"{TEXT}.weight"].shape[-1],
+        pattern=pattern,
+        average_streams=False,
+        max_frames=1500,
+        text_padding=text_padding,
+    )
 
 # %% ../../nbs/peers/audiocraft.ipynb #94753d01
 def codec_config(
@@ -100,7 +121,9 @@ def codec_config(
         raise ValueError("this codec's last kernel differs in size from its first, which is not supported")
     ratios = setting(config, "seanet.ratios", None)
     if not isinstance(ratios, list) or not all(isinstance(r, int) for r in ratios):
-        raise ValueError(f"the configuration of this checkpoint must hold a list of strides at seanet.ratios, got {ratios!r}")
+        raise ValueError(
+            f"the configuration of this checkpoint must hold a list of strides at seanet.ratios, got {ratios!r}"
+        )
     # they list the decoder's order
     return CodecConfig(**sizes, strides=tuple(reversed(ratios)), norm="weight")
 
@@ -149,8 +172,10 @@ class NamedTextEncoder(TextEncoder):
             except ImportError:
                 raise ValueError(f"the text encoder {self.name!r} needs a library: pip install transformers") from None
             except (OSError, ValueError) as e:
-                raise FileNotFoundError(f"cannot load the text encoder {self.name!r} ({type(e).__name__}); check the network, "
-                                        "or pass text_encoder= with the folder of a copy") from e
+                raise FileNotFoundError(
+                    f"cannot load the text encoder {self.name!r} ({type(e).__name__}); check the network, "
+                    "or pass text_encoder= with the folder of a copy"
+                ) from e
             self.encoder = _check_width(encoder, self.width)
         return self.encoder
 
@@ -170,8 +195,10 @@ class NamedTextEncoder(TextEncoder):
 # %% ../../nbs/peers/audiocraft.ipynb #a2df957e
 def _check_width(encoder, width):
     if encoder.width != width:
-        raise ValueError(f"the text encoder gives states of width {encoder.width}, the checkpoint was trained with {width}; "
-                         "pass the text_encoder it was trained with")
+        raise ValueError(
+            f"the text encoder gives states of width {encoder.width}, the checkpoint was trained with {width}; "
+            "pass the text_encoder it was trained with"
+        )
     return encoder
 
 def _text_encoder(given, name, width):
@@ -190,13 +217,18 @@ def _text_encoder(given, name, width):
 # %% ../../nbs/peers/audiocraft.ipynb #d445a53a
 LICENCE = "CC BY-NC 4.0 (no commercial use), as far as these are the weights that Meta published"
 
+# %% ../../nbs/peers/audiocraft.ipynb #f398b43b
 def read_audiocraft(
-    name: str | Path, # folder with state_dict.bin and compression_state_dict.bin, or a hub id
-    text_encoder: TextEncoder | str | Path | None = None,  # an encoder, its name or folder; None: the one the checkpoint names
+    name: str | Path,  # folder with state_dict.bin and compression_state_dict.bin, or a hub id
+    text_encoder: (
+        TextEncoder | str | Path | None
+    ) = None,  # an encoder, its name or folder; None: the one the checkpoint names
     text_padding: str = "masked",  # "masked": every item by itself; "zeros": AudioCraft's, where batch-mates change an item
-    dtype: torch.dtype | str | None = None,  # of the language model: "float32", "bfloat16" or "int8", for generation only; None is float32, trainable
+    dtype: (
+        torch.dtype | str | None
+    ) = None,  # of the language model: "float32", "bfloat16" or "int8", for generation only; None is float32, trainable
     device: str | torch.device = "cpu",
-    source: str | None = None, # how messages and provenance call it; None: by its name
+    source: str | None = None,  # how messages and provenance call it; None: by its name
 ) -> Parts:
     "Read a checkpoint of AudioCraft's AudioGen"
     folder = model_folder(name, AUDIOCRAFT_FILES)
@@ -204,8 +236,12 @@ def read_audiocraft(
     lm_file, codec_file = (read_checkpoint(folder / file) for file in AUDIOCRAFT_FILES)
     config, shape = lm_config(lm_file, text_padding), codec_config(codec_file)
     _check_parts(lm_file, config, shape)
-    encoder = _text_encoder(text_encoder, setting(lm_file.config, "conditioners.description.t5.name", None), config.text_dim)
-    tensors = gather_tensors(audiocraft_map(config), lm_file.state, release_pages if lm_file.mapped else lambda tensor: None)
+    encoder = _text_encoder(
+        text_encoder, setting(lm_file.config, "conditioners.description.t5.name", None), config.text_dim
+    )
+    tensors = gather_tensors(
+        audiocraft_map(config), lm_file.state, release_pages if lm_file.mapped else lambda tensor: None
+    )
     lm = empty_lm(config, dtype, device)
     licence = setting(lm_file.config, "licence", LICENCE)
     print(f"{source}: licence {licence}", file=sys.stderr)
@@ -219,15 +255,23 @@ def _check_parts(lm_file, config, shape):
     "Do the language model and the codec belong together?"
     rate = setting(lm_file.config, "sample_rate", shape.sample_rate)
     if (config.n_q, config.card, rate) != (shape.n_q, shape.card, shape.sample_rate):
-        raise ValueError(f"the two files do not belong together: the language model writes {config.n_q} streams of {config.card} "
-                         f"codes for {rate} Hz, the codec reads {shape.n_q} of {shape.card} for {shape.sample_rate} Hz")
+        raise ValueError(
+            f"the two files do not belong together: the language model writes {config.n_q} streams of {config.card} "
+            f"codes for {rate} Hz, the codec reads {shape.n_q} of {shape.card} for {shape.sample_rate} Hz"
+        )
 
 def _generation(config):
     "Defaults of generation, as far as the configuration has them"
     window = float(setting(config, "dataset.segment_duration", 10))
-    settings = dict(guidance_scale=setting(config, "classifier_free_guidance.inference_coef", 3.0), max_duration=window,
-                    temperature=setting(config, "generate.lm.temp", 1.0), top_k=setting(config, "generate.lm.top_k", 250),
-                    top_p=setting(config, "generate.lm.top_p", 0.0), duration=min(5.0, window), extend_stride=2.0)
+    settings = dict(
+        guidance_scale=setting(config, "classifier_free_guidance.inference_coef", 3.0),
+        max_duration=window,
+        temperature=setting(config, "generate.lm.temp", 1.0),
+        top_k=setting(config, "generate.lm.top_k", 250),
+        top_p=setting(config, "generate.lm.top_p", 0.0),
+        duration=min(5.0, window),
+        extend_stride=2.0,
+    )
     return Generation(**{k: v for k, v in settings.items() if k in {f.name for f in fields(Generation)}})
 
 # %% ../../nbs/peers/audiocraft.ipynb #f105d2cd
@@ -242,11 +286,17 @@ def save_audiocraft(
         raise ValueError(f"weights must be 'float16' or 'float32', got {weights!r}")
     _check_saveable(model)
     if name is None:
-        print(f"AudioCraft finds a text encoder by its name, and {type(model.text_encoder).__name__} has none: to load this "
-              "checkpoint pass text_encoder=", file=sys.stderr)
+        print(
+            f"AudioCraft finds a text encoder by its name, and {type(model.text_encoder).__name__} has none: to load this "
+            "checkpoint pass text_encoder=",
+            file=sys.stderr,
+        )
     with new_folder(folder) as temporary:
-        for file, state, config in zip(AUDIOCRAFT_FILES, (_lm_state(model.lm, getattr(torch, weights)), codec_to_audiocraft(model.codec)),
-                                       (_lm_yaml(model, name), _codec_yaml(model.codec))):
+        for file, state, config in zip(
+            AUDIOCRAFT_FILES,
+            (_lm_state(model.lm, getattr(torch, weights)), codec_to_audiocraft(model.codec)),
+            (_lm_yaml(model, name), _codec_yaml(model.codec)),
+        ):
             torch.save({"best_state": state, "xp.cfg": json.dumps(config, indent=2),         # JSON is YAML
                         "version": "audiogen_nb", "exported": True}, temporary / file)
     return Path(folder)
@@ -255,12 +305,18 @@ def save_audiocraft(
 def _check_saveable(model):
     "Refuse what AudioCraft has no place for"
     if model.lm.config.pattern not in ("delay", "parallel"):
-        raise ValueError(f"AudioCraft has no streams of the pattern {model.lm.config.pattern!r}; it must be 'delay' or 'parallel'")
+        raise ValueError(
+            f"AudioCraft has no streams of the pattern {model.lm.config.pattern!r}; it must be 'delay' or 'parallel'"
+        )
     if model.codec.config.norm != "weight" or not model.codec.config.lstm_layers:
-        raise ValueError(f"AudioCraft's codec has weight norm and an LSTM; this one has norm={model.codec.config.norm!r} "
-                         f"and {model.codec.config.lstm_layers} LSTM layers")
+        raise ValueError(
+            f"AudioCraft's codec has weight norm and an LSTM; this one has norm={model.codec.config.norm!r} "
+            f"and {model.codec.config.lstm_layers} LSTM layers"
+        )
     if precision(model.lm) not in (None, "float32"):
-        raise ValueError(f"this language model is in {precision(model.lm)}, for generation only; load it in float32 to save it")
+        raise ValueError(
+            f"this language model is in {precision(model.lm)}, for generation only; load it in float32 to save it"
+        )
 
 def _lm_state(lm, dtype):
     state = lm.state_dict()
@@ -286,36 +342,90 @@ def _lm_yaml(model, text_name):
     "The settings that AudioCraft builds a language model from"
     c, g = model.lm.config, model.generation
     sizes = dict(dim=c.dim, num_heads=c.n_heads, num_layers=c.n_layers, n_q=c.n_q, card=c.card)
-    return _nested({
-        **_LM_FIXED, **{f"transformer_lm.{k}": v for k, v in sizes.items()}, "solver": "audiogen", "device": "cpu",
-        "dtype": "float32", "seed": 0, "autocast": False, "autocast_dtype": "float16", "sample_rate": model.sample_rate,
-        "compression_model_checkpoint": None, "compression_model_n_q": None, "tokens.padding_with_special_token": False,
-        "interleave_stereo_codebooks.per_timestep": False, "codebooks_pattern.modeling": c.pattern,
-        f"codebooks_pattern.{c.pattern}": dict(delays=list(range(c.n_q)), flatten_first=0, empty_initial=0)
-                                          if c.pattern == "delay" else dict(empty_initial=0),
-        "transformer_lm.dropout": 0.0, "transformer_lm.emb_lr": None, "transformer_lm.custom": False,
-        "transformer_lm.memory_efficient": True, "transformer_lm.attention_as_float32": False, "transformer_lm.xpos": False,
-        "transformer_lm.checkpointing": "none", "transformer_lm.weight_init": "gaussian",
-        "transformer_lm.depthwise_init": "current", "transformer_lm.zero_bias_init": True,
-        "transformer_lm.cross_attention": False,  # as in AudioCraft's own files: fuser.cross decides
-        "transformer_lm.attention_dropout": None, "transformer_lm.two_step_cfg": False,
-        "classifier_free_guidance": dict(training_dropout=0.1, inference_coef=g.guidance_scale), "attribute_dropout": {},
-        "fuser.cross_attention_pos_emb_scale": 1, "conditioners.description.model": "t5",
-        "conditioners.description.t5": dict(name=text_name, finetune=False, word_dropout=0.0, normalize_text=False),
-        "dataset.segment_duration": g.max_duration, "licence": str(model.provenance.get("licence", "not stated")),
-        "generate.lm": dict(use_sampling=True, temp=g.temperature, top_k=g.top_k, top_p=g.top_p)})
+    return _nested(
+        {
+            **_LM_FIXED,
+            **{f"transformer_lm.{k}": v for k, v in sizes.items()},
+            "solver": "audiogen",
+            "device": "cpu",
+            "dtype": "float32",
+            "seed": 0,
+            "autocast": False,
+            "autocast_dtype": "float16",
+            "sample_rate": model.sample_rate,
+            "compression_model_checkpoint": None,
+            "compression_model_n_q": None,
+            "tokens.padding_with_special_token": False,
+            "interleave_stereo_codebooks.per_timestep": False,
+            "codebooks_pattern.modeling": c.pattern,
+            f"codebooks_pattern.{c.pattern}": (
+                dict(delays=list(range(c.n_q)), flatten_first=0, empty_initial=0)
+                if c.pattern == "delay"
+                else dict(empty_initial=0)
+            ),
+            "transformer_lm.dropout": 0.0,
+            "transformer_lm.emb_lr": None,
+            "transformer_lm.custom": False,
+            "transformer_lm.memory_efficient": True,
+            "transformer_lm.attention_as_float32": False,
+            "transformer_lm.xpos": False,
+            "transformer_lm.checkpointing": "none",
+            "transformer_lm.weight_init": "gaussian",
+            "transformer_lm.depthwise_init": "current",
+            "transformer_lm.zero_bias_init": True,
+            "transformer_lm.cross_attention": False,  # as in AudioCraft's own files: fuser.cross decides
+            "transformer_lm.attention_dropout": None,
+            "transformer_lm.two_step_cfg": False,
+            "classifier_free_guidance": dict(training_dropout=0.1, inference_coef=g.guidance_scale),
+            "attribute_dropout": {},
+            "fuser.cross_attention_pos_emb_scale": 1,
+            "conditioners.description.model": "t5",
+            "conditioners.description.t5": dict(name=text_name, finetune=False, word_dropout=0.0, normalize_text=False),
+            "dataset.segment_duration": g.max_duration,
+            "licence": str(model.provenance.get("licence", "not stated")),
+            "generate.lm": dict(use_sampling=True, temp=g.temperature, top_k=g.top_k, top_p=g.top_p),
+        }
+    )
 
 # %% ../../nbs/peers/audiocraft.ipynb #20c69060
 def _codec_yaml(codec):
     "The settings that AudioCraft builds a codec from"
     c = codec.config
-    return _nested({
-        **_CODEC_FIXED, "solver": "compression", "device": "cpu", "dtype": "float32", "seed": 0, "sample_rate": c.sample_rate,
-        "encodec.sample_rate": c.sample_rate, "encodec.channels": 1, "encodec.causal": False, "seanet.dimension": c.dimension,
-        "seanet.n_filters": c.n_filters, "seanet.ratios": list(reversed(c.strides)), "seanet.norm_params": {},
-        "seanet.kernel_size": c.kernel_size, "seanet.residual_kernel_size": c.residual_kernel_size,
-        "seanet.last_kernel_size": c.kernel_size, "seanet.dilation_base": 2, "seanet.lstm": c.lstm_layers,
-        "seanet.decoder.trim_right_ratio": 1.0, "seanet.decoder.final_activation_params": None, "seanet.encoder": {},
-        "rvq": dict(n_q=c.n_q, q_dropout=False, bins=c.card, decay=0.99, kmeans_init=True, kmeans_iters=50,
-                    threshold_ema_dead_code=2, orthogonal_reg_weight=0.0, orthogonal_reg_active_codes_only=False),
-        "no_quant": {}, "dataset.segment_duration": 1})
+    return _nested(
+        {
+            **_CODEC_FIXED,
+            "solver": "compression",
+            "device": "cpu",
+            "dtype": "float32",
+            "seed": 0,
+            "sample_rate": c.sample_rate,
+            "encodec.sample_rate": c.sample_rate,
+            "encodec.channels": 1,
+            "encodec.causal": False,
+            "seanet.dimension": c.dimension,
+            "seanet.n_filters": c.n_filters,
+            "seanet.ratios": list(reversed(c.strides)),
+            "seanet.norm_params": {},
+            "seanet.kernel_size": c.kernel_size,
+            "seanet.residual_kernel_size": c.residual_kernel_size,
+            "seanet.last_kernel_size": c.kernel_size,
+            "seanet.dilation_base": 2,
+            "seanet.lstm": c.lstm_layers,
+            "seanet.decoder.trim_right_ratio": 1.0,
+            "seanet.decoder.final_activation_params": None,
+            "seanet.encoder": {},
+            "rvq": dict(
+                n_q=c.n_q,
+                q_dropout=False,
+                bins=c.card,
+                decay=0.99,
+                kmeans_init=True,
+                kmeans_iters=50,
+                threshold_ema_dead_code=2,
+                orthogonal_reg_weight=0.0,
+                orthogonal_reg_active_codes_only=False,
+            ),
+            "no_quant": {},
+            "dataset.segment_duration": 1,
+        }
+    )

@@ -22,7 +22,9 @@ def _our_name(theirs: str) -> str:
     name = re.sub(r"^(encoder|decoder)\.model\.", r"\1.", theirs)
     name = re.sub(r"\.(conv|convtr)\.\1\.", ".conv.", name)
     name = re.sub(r"\.(conv|convtr)\.norm\.", ".norm.", name)
-    name = name.replace("weight_g", "parametrizations.weight.original0").replace("weight_v", "parametrizations.weight.original1")
+    name = name.replace("weight_g", "parametrizations.weight.original0").replace(
+        "weight_v", "parametrizations.weight.original1"
+    )
     book = re.fullmatch(r"quantizer\.vq\.layers\.(\d+)\._codebook\.(embed|cluster_size|embed_avg)", name)
     return f"quantizer.codebooks.{book[1]}.{_BOOK[book[2]]}" if book else name
 
@@ -49,7 +51,9 @@ def _their_name(ours: str, transposed: bool) -> str:
     wrap = "convtr" if transposed else "conv"
     name = re.sub(r"^(encoder|decoder)\.", r"\1.model.", ours)
     name = re.sub(r"\.(conv|norm)\.(?!conv)", lambda m: f".{wrap}.{wrap if m[1] == 'conv' else 'norm'}.", name)
-    return name.replace("parametrizations.weight.original0", "weight_g").replace("parametrizations.weight.original1", "weight_v")
+    return name.replace("parametrizations.weight.original0", "weight_g").replace(
+        "parametrizations.weight.original1", "weight_v"
+    )
 
 # %% ../../nbs/peers/audiocraft_codec.ipynb #487115d1
 def codec_to_audiocraft(

@@ -24,16 +24,22 @@ def _layout_by_name(name):
 
 # %% ../../nbs/peers/convert.ipynb #f8e3148b
 def convert(
-    source: str | Path, # "pocket", a folder, or a hub id, in any of the three layouts
-    destination: str | Path, # a folder that must not exist yet
-    layout: str | None = None,  # "audiogen_nb", "audiocraft" or "musicgen"; None: the book's own, and from that AudioCraft's
-    weights: str = "float32", # stored precision: also "float16", and "int8" in the book's own layout
-    text_encoder: str | Path | None = None, # name or folder of the text encoder of an AudioCraft checkpoint
-) -> Path: # the destination
+    source: str | Path,  # "pocket", a folder, or a hub id, in any of the three layouts
+    destination: str | Path,  # a folder that must not exist yet
+    layout: (
+        str | None
+    ) = None,  # "audiogen_nb", "audiocraft" or "musicgen"; None: the book's own, and from that AudioCraft's
+    weights: str = "float32",  # stored precision: also "float16", and "int8" in the book's own layout
+    text_encoder: str | Path | None = None,  # name or folder of the text encoder of an AudioCraft checkpoint
+) -> Path:  # the destination
     "Convert a model from one layout to another"
     kind, destination = _layout_by_name(source), Path(destination)
     layout = layout or ("audiocraft" if kind == "audiogen_nb" else "audiogen_nb")
-    possible = {"audiogen_nb": ("float32", "float16", "int8"), "audiocraft": ("float32", "float16"), "musicgen": ("float32",)}
+    possible = {
+        "audiogen_nb": ("float32", "float16", "int8"),
+        "audiocraft": ("float32", "float16"),
+        "musicgen": ("float32",),
+    }
     if layout not in possible:
         raise ValueError(f"layout must be one of {', '.join(possible)}, got {layout!r}")
     if weights not in possible[layout]:

@@ -36,15 +36,23 @@ def musicgen_map(
     pieces = {"embed.weight": [(f"{root}embed_tokens.{k}.weight", 0, c.card + 1) for k in streams],
               "heads.weight": [(f"decoder.lm_heads.{k}.weight", 0, c.card) for k in streams]}
     for kind in ("weight", "bias"):
-        pieces |= {f"text_proj.{kind}": [(f"enc_to_dec_proj.{kind}", 0, d)], f"norm.{kind}": [(f"{root}layer_norm.{kind}", 0, d)]}
+        pieces |= {
+            f"text_proj.{kind}": [(f"enc_to_dec_proj.{kind}", 0, d)],
+            f"norm.{kind}": [(f"{root}layer_norm.{kind}", 0, d)],
+        }
     for i in range(c.n_layers):
         ours, theirs = f"blocks.{i}.", f"{root}layers.{i}."
         for norm, other in (("self_norm", "self_attn"), ("cross_norm", "encoder_attn"), ("feed_norm", "final")):
-            pieces |= {f"{ours}{norm}.{kind}": [(f"{theirs}{other}_layer_norm.{kind}", 0, d)] for kind in ("weight", "bias")}
+            pieces |= {
+                f"{ours}{norm}.{kind}": [(f"{theirs}{other}_layer_norm.{kind}", 0, d)] for kind in ("weight", "bias")
+            }
         for part, (name, other, projections) in {
-                "self_attention.in_proj": ("", "self_attn", "qkv"), "self_attention.out_proj": ("", "self_attn", ["out"]),
-                "cross_attention.q_proj": ("", "encoder_attn", "q"), "cross_attention.kv_proj": ("", "encoder_attn", "kv"),
-                "cross_attention.out_proj": ("", "encoder_attn", ["out"])}.items():
+            "self_attention.in_proj": ("", "self_attn", "qkv"),
+            "self_attention.out_proj": ("", "self_attn", ["out"]),
+            "cross_attention.q_proj": ("", "encoder_attn", "q"),
+            "cross_attention.kv_proj": ("", "encoder_attn", "kv"),
+            "cross_attention.out_proj": ("", "encoder_attn", ["out"]),
+        }.items():
             pieces[f"{ours}{part}.weight"] = [(f"{theirs}{other}.{p}_proj.weight", 0, d) for p in projections]
         pieces |= {f"{ours}feed_forward.0.weight": [(f"{theirs}fc1.weight", 0, 4 * d)],
                    f"{ours}feed_forward.2.weight": [(f"{theirs}fc2.weight", 0, d)]}
@@ -57,14 +65,27 @@ def codec_name(
     "Translate the name of a codec's tensor"
     name = re.sub(r"^(encoder|decoder)\.model\.", r"\1.layers.", name)
     name = re.sub(r"\.(conv|convtr)\.\1\.", ".conv.", name)
-    name = name.replace("weight_g", "parametrizations.weight.original0").replace("weight_v", "parametrizations.weight.original1")
+    name = name.replace("weight_g", "parametrizations.weight.original0").replace(
+        "weight_v", "parametrizations.weight.original1"
+    )
     return name.replace("quantizer.vq.layers.", "quantizer.layers.").replace("._codebook.", ".codebook.")
 
 # %% ../../nbs/peers/musicgen.ipynb #a1ad0b5c
 _DECODER = dict(scale_embedding=False, activation_function="gelu", audio_channels=1, cross_attention_hidden_size=None)
-_ENCODEC = dict(model_type="encodec", audio_channels=1, normalize=False, chunk_length_s=None, num_residual_layers=1,
-                norm_type="weight_norm", use_causal_conv=False, pad_mode="constant", compress=2, use_conv_shortcut=False)
+_ENCODEC = dict(
+    model_type="encodec",
+    audio_channels=1,
+    normalize=False,
+    chunk_length_s=None,
+    num_residual_layers=1,
+    norm_type="weight_norm",
+    use_causal_conv=False,
+    pad_mode="constant",
+    compress=2,
+    use_conv_shortcut=False,
+)
 
+# %% ../../nbs/peers/musicgen.ipynb #c88c9bb5
 def _transformers():
     try:
         import transformers
@@ -72,11 +93,14 @@ def _transformers():
         raise ValueError("transformers' layout needs its library: pip install transformers") from None
     return transformers
 
+# %% ../../nbs/peers/musicgen.ipynb #fedc4985
 def _check(part, config, fixed):
     for name, wanted in fixed.items():
         if getattr(config, name, None) != wanted:
-            raise ValueError(f"this model's {part} has {name} = {getattr(config, name, None)!r}, which is not supported; "
-                             f"it must be {wanted!r}")
+            raise ValueError(
+                f"this model's {part} has {name} = {getattr(config, name, None)!r}, which is not supported; "
+                f"it must be {wanted!r}"
+            )
 
 # %% ../../nbs/peers/musicgen.ipynb #5612bad9
 def configs_from_musicgen(
@@ -91,18 +115,29 @@ def configs_from_musicgen(
     lm = LMConfig(n_q=d.num_codebooks, card=d.vocab_size, dim=d.hidden_size, n_layers=d.num_hidden_layers,
                   n_heads=d.num_attention_heads, text_dim=config.text_encoder.hidden_size, pattern="delay",
                   average_streams=False, max_frames=d.max_position_embeddings, text_padding=text_padding)
-    return lm, CodecConfig(sample_rate=a.sampling_rate, n_filters=a.num_filters, strides=tuple(reversed(a.upsampling_ratios)),
-                           dimension=a.hidden_size, n_q=d.num_codebooks, card=a.codebook_size, kernel_size=a.kernel_size,
-                           residual_kernel_size=a.residual_kernel_size, lstm_layers=a.num_lstm_layers, norm="weight")
+    return lm, CodecConfig(
+        sample_rate=a.sampling_rate,
+        n_filters=a.num_filters,
+        strides=tuple(reversed(a.upsampling_ratios)),
+        dimension=a.hidden_size,
+        n_q=d.num_codebooks,
+        card=a.codebook_size,
+        kernel_size=a.kernel_size,
+        residual_kernel_size=a.residual_kernel_size,
+        lstm_layers=a.num_lstm_layers,
+        norm="weight",
+    )
 
 # %% ../../nbs/peers/musicgen.ipynb #c3660336
 def read_musicgen(
-    name: str | Path, # folder with config.json and model.safetensors, or a hub id
-    text_encoder: TextEncoder | None = None, # None: the one inside
-    text_padding: str = "masked", # as in transformers
-    dtype: torch.dtype | str | None = None,  # of the language model: "float32", "bfloat16" or "int8", for generation only; None is float32, trainable
+    name: str | Path,  # folder with config.json and model.safetensors, or a hub id
+    text_encoder: TextEncoder | None = None,  # None: the one inside
+    text_padding: str = "masked",  # as in transformers
+    dtype: (
+        torch.dtype | str | None
+    ) = None,  # of the language model: "float32", "bfloat16" or "int8", for generation only; None is float32, trainable
     device: str | torch.device = "cpu",
-    source: str | None = None, # how messages and provenance call it; None: by its name
+    source: str | None = None,  # how messages and provenance call it; None: by its name
 ) -> Parts:
     "Read a model in the layout of transformers' MusicGen"
     folder = model_folder(name, ("config.json", "model*.safetensors", "*.json", "*.model"))
@@ -112,12 +147,17 @@ def read_musicgen(
     # equal widths: they project nothing
     if config.text_dim == config.dim and "enc_to_dec_proj.weight" not in state:
         state |= {"enc_to_dec_proj.weight": torch.eye(config.dim), "enc_to_dec_proj.bias": torch.zeros(config.dim)}
-    tensors = gather_tensors(musicgen_map(config), {k: v for k, v in state.items() if k.startswith(("decoder.", "enc_to_dec_proj."))})
+    tensors = gather_tensors(
+        musicgen_map(config), {k: v for k, v in state.items() if k.startswith(("decoder.", "enc_to_dec_proj."))}
+    )
     encoder = text_encoder or _text_encoder(folder, settings, state)
     lm, codec = empty_lm(config, dtype, device), codec_from_audiocraft(_codec_state(state, shape), shape).to(device)
     fill_lm(lm, trimming(tensors), device)
-    provenance = {"source": source or (folder.name if Path(name).is_dir() else str(name)), "format": "transformers MusicGen",
-                  "licence": "see its model card; Meta's MusicGen and AudioGen weights are CC BY-NC 4.0 (no commercial use)"}
+    provenance = {
+        "source": source or (folder.name if Path(name).is_dir() else str(name)),
+        "format": "transformers MusicGen",
+        "licence": "see its model card; Meta's MusicGen and AudioGen weights are CC BY-NC 4.0 (no commercial use)",
+    }
     print(f"{provenance['source']}: licence: {provenance['licence']}", file=sys.stderr)
     return Parts(codec, lm, encoder, Generation(duration=5.0, max_duration=10.0), provenance)
 
@@ -138,7 +178,9 @@ def _config(folder):
 def _read_state(folder):
     "Weights by name, from one file or several; positions are computed, not read"
     index = folder / "model.safetensors.index.json"
-    files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    files = (
+        sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    )
     state = {}
     for file in files:
         if not (folder / file).is_file():
@@ -159,9 +201,15 @@ def _codec_state(state, shape):
         if not name.startswith("audio_encoder.") or (level and int(level.group(1)) >= shape.n_q):
             continue
         name = name.removeprefix("audio_encoder.").replace("parametrizations.weight.original0", "weight_g")
-        name = name.replace("parametrizations.weight.original1", "weight_v").replace("quantizer.layers.", "quantizer.vq.layers.")
+        name = name.replace("parametrizations.weight.original1", "weight_v").replace(
+            "quantizer.layers.", "quantizer.vq.layers."
+        )
         side, _, layer, *_ = *name.split("."), "", ""
-        conv = "convtr" if side == "decoder" and layer.isdigit() and int(layer) % 3 == 0 and 0 < int(layer) < last else "conv"
+        conv = (
+            "convtr"
+            if side == "decoder" and layer.isdigit() and int(layer) % 3 == 0 and 0 < int(layer) < last
+            else "conv"
+        )
         name = re.sub(r"^(encoder|decoder)\.layers\.", r"\1.model.", name).replace(".codebook.", "._codebook.")
         found[re.sub(r"\.conv\.(bias|weight)", rf".{conv}.{conv}.\1", name)] = value.float()
     return found
@@ -192,12 +240,18 @@ def save_musicgen(
     "Write a model so that transformers' MusicgenForConditionalGeneration.from_pretrained reads it"
     encoder = _t5_of(model)
     state, auto = musicgen_state(model), _transformers()
-    state |= {f"text_encoder.{k}": v for k, v in encoder.model.state_dict().items() if k != "encoder.embed_tokens.weight"}
+    state |= {
+        f"text_encoder.{k}": v for k, v in encoder.model.state_dict().items() if k != "encoder.embed_tokens.weight"
+    }
     config = musicgen_config(model, encoder.model.config)
-    generation = auto.GenerationConfig(do_sample=True, guidance_scale=model.generation.guidance_scale,
-                                       max_length=round(model.generation.max_duration * model.frame_rate) + model.lm.config.n_q,
-                                       bos_token_id=model.lm.special, pad_token_id=model.lm.special,
-                                       decoder_start_token_id=model.lm.special)
+    generation = auto.GenerationConfig(
+        do_sample=True,
+        guidance_scale=model.generation.guidance_scale,
+        max_length=round(model.generation.max_duration * model.frame_rate) + model.lm.config.n_q,
+        bos_token_id=model.lm.special,
+        pad_token_id=model.lm.special,
+        decoder_start_token_id=model.lm.special,
+    )
     with new_folder(folder) as temporary:
         save_file({k: v.contiguous() for k, v in state.items()}, temporary / "model.safetensors", {"format": "pt"})
         for part in (config, generation, encoder.tokenizer):
@@ -209,36 +263,56 @@ def _t5_of(model):
     "The text encoder as transformers knows it"
     encoder = model.text_encoder.loaded() if hasattr(model.text_encoder, "loaded") else model.text_encoder
     if not isinstance(encoder, HFTextEncoder):
-        raise ValueError(f"transformers' MusicGen needs a text encoder of transformers, this model has a {type(encoder).__name__}")
+        raise ValueError(
+            f"transformers' MusicGen needs a text encoder of transformers, this model has a {type(encoder).__name__}"
+        )
     return encoder
 
+# %% ../../nbs/peers/musicgen.ipynb #7afc3717
 def musicgen_config(model, text_config):
     "transformers' configuration of a model"
     auto, c, a = _transformers(), model.lm.config, model.codec.config
     if c.pattern != "delay" or a.norm != "weight" or not a.lstm_layers:
-        raise ValueError(f"transformers' MusicGen has delayed streams and a codec with weight norm and an LSTM; this model has "
-                         f"pattern {c.pattern!r}, norm {a.norm!r} and {a.lstm_layers} LSTM layers")
+        raise ValueError(
+            f"transformers' MusicGen has delayed streams and a codec with weight norm and an LSTM; this model has "
+            f"pattern {c.pattern!r}, norm {a.norm!r} and {a.lstm_layers} LSTM layers"
+        )
     decoder = dict(vocab_size=c.card, hidden_size=c.dim, num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads,
                    ffn_dim=4 * c.dim, num_codebooks=c.n_q, max_position_embeddings=c.max_frames, dropout=0.0,
                    pad_token_id=c.card, bos_token_id=c.card)
     bits = (a.card - 1).bit_length()                        # from this they count the codebooks
-    encodec = dict(_ENCODEC, sampling_rate=a.sample_rate, num_filters=a.n_filters, upsampling_ratios=list(reversed(a.strides)),
-                   hidden_size=a.dimension, codebook_size=a.card, kernel_size=a.kernel_size, last_kernel_size=a.kernel_size,
-                   residual_kernel_size=a.residual_kernel_size, num_lstm_layers=a.lstm_layers,
-                   target_bandwidths=[-(-a.sample_rate // a.hop_length) * a.n_q * bits / 1000])
-    return auto.MusicgenConfig(text_encoder=text_config.to_dict(), audio_encoder=encodec, decoder={**decoder, "model_type": "musicgen_decoder"})
+    encodec = dict(
+        _ENCODEC,
+        sampling_rate=a.sample_rate,
+        num_filters=a.n_filters,
+        upsampling_ratios=list(reversed(a.strides)),
+        hidden_size=a.dimension,
+        codebook_size=a.card,
+        kernel_size=a.kernel_size,
+        last_kernel_size=a.kernel_size,
+        residual_kernel_size=a.residual_kernel_size,
+        num_lstm_layers=a.lstm_layers,
+        target_bandwidths=[-(-a.sample_rate // a.hop_length) * a.n_q * bits / 1000],
+    )
+    return auto.MusicgenConfig(
+        text_encoder=text_config.to_dict(), audio_encoder=encodec, decoder={**decoder, "model_type": "musicgen_decoder"}
+    )
 
 # %% ../../nbs/peers/musicgen.ipynb #be98196f
 def musicgen_state(model):
     "Language model and codec under transformers' names; the language model's tensors are views of ours"
     if precision(model.lm) not in (None, "float32"):
-        raise ValueError(f"this language model is in {precision(model.lm)}, for generation only; load it in float32 to convert it")
+        raise ValueError(
+            f"this language model is in {precision(model.lm)}, for generation only; load it in float32 to convert it"
+        )
     own, c = model.lm.state_dict(), model.lm.config
     if c.average_streams:
         own["embed.weight"] = own["embed.weight"] / c.n_q       # a mean is a sum of smaller embeddings
     state = scatter_tensors(musicgen_map(c), own)
     if c.text_dim == c.dim:
         if not torch.equal(own["text_proj.weight"], torch.eye(c.dim)) or own["text_proj.bias"].any():
-            raise ValueError("transformers projects the text only when it has another width than the decoder; this model projects it")
+            raise ValueError(
+                "transformers projects the text only when it has another width than the decoder; this model projects it"
+            )
         del state["enc_to_dec_proj.weight"], state["enc_to_dec_proj.bias"]
     return state | {f"audio_encoder.{codec_name(k)}": v for k, v in codec_to_audiocraft(model.codec).items()}

@@ -87,7 +87,9 @@ def lm_rungs(
     yield rung("teacher-forced logits, all steps", logits, "tf_logits_allsteps")
     yield rung("their mask", known, "tf_mask_allsteps", 0)
     yield from _training_rungs(lm, e, logits)
-    yield rung("teacher-forced logits without text", lm.predict(e["tf_codes"], text, mask & False)[0], "tf_logits_uncond")
+    yield rung(
+        "teacher-forced logits without text", lm.predict(e["tf_codes"], text, mask & False)[0], "tf_logits_uncond"
+    )
 
 # %% ../../nbs/peers/parity.ipynb #89573174
 def _training_rungs(lm, e, logits):
@@ -98,7 +100,9 @@ def _training_rungs(lm, e, logits):
     known = lm.pattern.revert_logits(dummy, n_frames)[1]
     yield compare("language model", "mask of the training steps", known, e["tf_mask"], 0)
     yield compare("language model", "teacher-forced logits, training steps", logits, e["tf_logits"])
-    losses = torch.stack([F.cross_entropy(logits[:, k][known[:, k]], codes[:, k][known[:, k]]) for k in range(codes.shape[1])])
+    losses = torch.stack(
+        [F.cross_entropy(logits[:, k][known[:, k]], codes[:, k][known[:, k]]) for k in range(codes.shape[1])]
+    )
     yield compare("language model", "cross-entropy per stream", losses, e["tf_ce_per_codebook"])
     yield compare("language model", "cross-entropy", losses.mean(), e["tf_ce"])
 
@@ -161,7 +165,11 @@ def codec_rungs(
     def rung(name, got, key, tolerance=2e-5):
         return compare("codec", name, got, e[key], tolerance)
     yield from _layer_rungs("encoder", codec.encoder, e["clip"], e)
-    yield rung("quantised latent of the clip", codec.quantizer.decode(codec.quantizer.encode(codec.encoder(e["clip"]))), "clip_quantized")
+    yield rung(
+        "quantised latent of the clip",
+        codec.quantizer.decode(codec.quantizer.encode(codec.encoder(e["clip"]))),
+        "clip_quantized",
+    )
     yield from _layer_rungs("decoder", codec.decoder, e["clip_quantized"], e)
     yield rung("latent", codec.encoder(e["wav"]), "enc_latent")
     codes = codec.encode(e["wav"])

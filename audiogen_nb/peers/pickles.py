@@ -43,7 +43,9 @@ def read_checkpoint(
         raise ValueError(f"{path} is refused, nothing of it was run: it is no file of plain weights"
                          + (f" but asks for {wanted.group(1)}" if wanted else "")) from None
     except Exception as e:             # whatever a damaged zip makes the reader stumble over
-        raise ValueError(f"{path} is damaged ({(str(e) or type(e).__name__).splitlines()[0][:100]}); download or copy it again") from None
+        raise ValueError(
+            f"{path} is damaged ({(str(e) or type(e).__name__).splitlines()[0][:100]}); download or copy it again"
+        ) from None
     return _check_package(package, path, mapped)
 
 # %% ../../nbs/peers/pickles.ipynb #332dc431

@@ -21,15 +21,27 @@ def musicgen_twin(
 ):
     "transformers' MusicgenForCausalLM on the same memory"
     auto, c = optional_import("transformers", "the twin"), lm.config
-    config = auto.MusicgenDecoderConfig(vocab_size=c.card, hidden_size=c.dim, num_hidden_layers=c.n_layers, ffn_dim=4 * c.dim,
-                                        num_attention_heads=c.n_heads, num_codebooks=c.n_q, pad_token_id=c.card,
-                                        bos_token_id=c.card, max_position_embeddings=c.max_frames)
+    config = auto.MusicgenDecoderConfig(
+        vocab_size=c.card,
+        hidden_size=c.dim,
+        num_hidden_layers=c.n_layers,
+        ffn_dim=4 * c.dim,
+        num_attention_heads=c.n_heads,
+        num_codebooks=c.n_q,
+        pad_token_id=c.card,
+        bos_token_id=c.card,
+        max_position_embeddings=c.max_frames,
+    )
     with torch.device("meta"):
         twin = auto.MusicgenForCausalLM(config).eval()
     own = dict(lm.state_dict())
     if c.average_streams:
         own["embed.weight"] = own["embed.weight"] / c.n_q
-    state = {k.removeprefix("decoder."): v for k, v in scatter_tensors(musicgen_map(c), own).items() if k.startswith("decoder.")}
+    state = {
+        k.removeprefix("decoder."): v
+        for k, v in scatter_tensors(musicgen_map(c), own).items()
+        if k.startswith("decoder.")
+    }
     twin.load_state_dict(state, assign=True)
     positions = twin.model.decoder.embed_positions                       # computed, so not in the state
     positions.weights = torch.nn.Buffer(positions.get_embedding(c.max_frames, c.dim), persistent=False)
@@ -49,13 +61,23 @@ def twin_rungs(
     codes = torch.randint(c.card, (2, c.n_q, n_frames), generator=random)
     def judge(sequence, mask):
         states = lm.text_proj(text) * mask[..., None]
-        logits = twin(input_ids=sequence.flatten(0, 1), encoder_hidden_states=states, encoder_attention_mask=mask.long()).logits
+        logits = twin(
+            input_ids=sequence.flatten(0, 1), encoder_hidden_states=states, encoder_attention_mask=mask.long()
+        ).logits
         return logits.unflatten(0, (-1, c.n_q))
     sequence, rungs = lm.pattern.build(codes, lm.special)[..., :-1], []
     with padding(lm, "masked"):
         for name, m in (("with text", mask), ("without text", mask & False)):
             wanted = judge(sequence, m)
-            rungs.append(compare("twin", f"logits {name}", lm(sequence, text, m) / wanted.abs().max(), wanted / wanted.abs().max(), tolerance))
+            rungs.append(
+                compare(
+                    "twin",
+                    f"logits {name}",
+                    lm(sequence, text, m) / wanted.abs().max(),
+                    wanted / wanted.abs().max(),
+                    tolerance,
+                )
+            )
         tokens = lm.generate(text, mask, n_frames, greedy=True, guidance_scale=3.0)
         laid_out = lm.pattern.build(tokens, lm.special)
         logits = guide(judge(laid_out[..., :-1], mask), judge(laid_out[..., :-1], mask & False), 3.0)

@@ -28,8 +28,10 @@ def _conditions(lm, text_states, text_mask, negative, guided):
         if not guided:
             raise ValueError("negative acts through guidance; pass a guidance_scale other than 1 along with it")
         if negative[0].shape[0] != len(text_states) or negative[0].shape[-1] != text_states.shape[-1]:
-            raise ValueError(f"negative must be states and mask of {len(text_states)} texts of width {text_states.shape[-1]}, "
-                             f"got {list(negative[0].shape)}")
+            raise ValueError(
+                f"negative must be states and mask of {len(text_states)} texts of width {text_states.shape[-1]}, "
+                f"got {list(negative[0].shape)}"
+            )
         states, mask = states + [negative[0]], mask + [negative[1]]
     length = max(m.shape[1] for m in mask)
     if lm.config.text_padding == "masked":  # whole blocks of 16: then sums over the text do not depend on
@@ -42,19 +44,21 @@ def _conditions(lm, text_states, text_mask, negative, guided):
 @torch.no_grad()
 def decode_frames(
     self: AudioLM,
-    text_states: torch.Tensor, # (B, L, E)
-    text_mask: torch.Tensor, # (B, L) bool; a row of False is unconditional
-    n_frames: int, # F, length of the result, prompt included
-    prompt: torch.Tensor | None = None, # codes (B, K, P), P < F, kept as they are
-    guidance_scale: float | Callable[[float], float] = 3.0, # or a function of the share of steps done
+    text_states: torch.Tensor,  # (B, L, E)
+    text_mask: torch.Tensor,  # (B, L) bool; a row of False is unconditional
+    n_frames: int,  # F, length of the result, prompt included
+    prompt: torch.Tensor | None = None,  # codes (B, K, P), P < F, kept as they are
+    guidance_scale: float | Callable[[float], float] = 3.0,  # or a function of the share of steps done
     temperature: float = 1.0,
     top_k: int = 250,
     top_p: float = 0.0,
-    greedy: bool = False, # always the most likely code
-    seeds: Sequence[int] | None = None, # one per item; None draws fresh ones
-    callback: Callable[[int, int], bool | None] | None = None,  # told (step, n_steps); stops the loop by returning True or raising
+    greedy: bool = False,  # always the most likely code
+    seeds: Sequence[int] | None = None,  # one per item; None draws fresh ones
+    callback: (
+        Callable[[int, int], bool | None] | None
+    ) = None,  # told (step, n_steps); stops the loop by returning True or raising
     negative: tuple[torch.Tensor, torch.Tensor] | None = None,  # states (B, L', E) and mask of what to lead away from
-) -> Iterator[torch.Tensor]: # codes (B, K, n), n >= 1; together (B, K, F)
+) -> Iterator[torch.Tensor]:  # codes (B, K, n), n >= 1; together (B, K, F)
     "Write codes step by step and yield frames as soon as they are finished; arguments are checked at once"
     check_sampling(guidance_scale, temperature, top_k, top_p)
     seeds = as_seeds(seeds, len(text_states))
@@ -68,7 +72,11 @@ def decode_frames(
     condition = _conditions(self, text_states, text_mask, negative, guided)
 
     def choose(logits: torch.Tensor, s: int) -> torch.Tensor: # (B, K, card) -> (B, K)
-        return logits.argmax(-1) if greedy else draw(filtered_probabilities(logits, temperature, top_k, top_p), uniforms[..., s])
+        return (
+            logits.argmax(-1)
+            if greedy
+            else draw(filtered_probabilities(logits, temperature, top_k, top_p), uniforms[..., s])
+        )
     n_given = 0 if prompt is None else prompt.shape[-1]
     return _decode(self, sequence, unwritten, n_given, condition, scales if guided else None, choose, callback)
 

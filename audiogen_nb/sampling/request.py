@@ -29,14 +29,19 @@ class Generation:
 
     def __post_init__(self):
         if self.extend_stride is not None and not 0 < self.extend_stride < self.max_duration:
-            raise ValueError(f"extend_stride must lie between 0 and max_duration = {self.max_duration} s, got {self.extend_stride}")
+            raise ValueError(
+                f"extend_stride must lie between 0 and max_duration = {self.max_duration} s, got {self.extend_stride}"
+            )
         if self.longest is not None and not self.longest >= self.max_duration:
             raise ValueError(f"longest must be at least max_duration = {self.max_duration} s, got {self.longest}")
 
     @property
-    def limit(self) -> float: return 2.5 * self.max_duration if self.longest is None else self.longest  # s
+    def limit(self) -> float:
+        return 2.5 * self.max_duration if self.longest is None else self.longest  # s
+
     @property
-    def stride(self) -> float: return self.max_duration / 2 if self.extend_stride is None else self.extend_stride  # s
+    def stride(self) -> float:
+        return self.max_duration / 2 if self.extend_stride is None else self.extend_stride  # s
 
 # %% ../../nbs/engine/request.ipynb #1792b60a
 @dataclass(frozen=True)
@@ -114,5 +119,7 @@ def as_seeds(
     if not isinstance(seeds, (list, tuple)) or not all(isinstance(s, int) and not isinstance(s, bool) for s in seeds):
         raise TypeError(f"seed must be an int, a list of int or None, got {seed!r}")
     if len(seeds) != n or not all(0 <= s < 2 ** 63 for s in seeds):
-        raise ValueError(f"seed must be one int or {n} of them (one per description), each in 0..2**63 - 1, got {seed!r}")
+        raise ValueError(
+            f"seed must be one int or {n} of them (one per description), each in 0..2**63 - 1, got {seed!r}"
+        )
     return list(seeds)

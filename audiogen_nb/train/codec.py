@@ -37,6 +37,7 @@ SCHEDULES = {"cosine": warmup_cosine, "constant": warmup_constant}
 MEL_LOSSES = {"log": {}, "paper": {"form": "paper"},                          # arguments of MelLoss
               "audiocraft": {"form": "audiocraft", "windows": (64, 128, 256, 512, 1024), "f_min": 64}}
 
+# %% ../../nbs/engine/codec_training.ipynb #e27136b0
 @dataclass(frozen=True)
 class CodecTraining:
     "Settings of a codec training"
@@ -247,6 +248,7 @@ def _write_samples(codec, clips, folder, n):
     if clips:
         _write_code_sounds(codec, clips, folder, n)
 
+# %% ../../nbs/engine/codec_training.ipynb #32e1aa5a
 def _write_code_sounds(codec, clips, folder, n, seconds=2.0):
     "The sounds nearest to the first codebook's most used entries: three of each, one after another"
     audio = torch.stack([fit_length(clip.audio, int(seconds * codec.sample_rate)) for clip in clips[:8]])
@@ -256,6 +258,7 @@ def _write_code_sounds(codec, clips, folder, n, seconds=2.0):
     sound = torch.cat([fade(piece, codec.sample_rate) for piece in torch.cat(pieces)])
     save_audio(folder / f"codes_step{n:06}.wav", sound.clamp(-1, 1), codec.sample_rate, overwrite=True)
 
+# %% ../../nbs/engine/codec_training.ipynb #494c042d
 def _warn_once(log, card, warned):
     "Call the doctor; say each finding once"
     for finding in diagnose(log, card):

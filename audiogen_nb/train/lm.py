@@ -72,7 +72,9 @@ class Trained:
         "Restore them in place; refuse the state of another module"
         wrong = state.keys() ^ self.state_dict().keys()
         if wrong:
-            raise ValueError(f"the checkpoint is of another model: {len(wrong)} names differ, e.g. {sorted(wrong)[0]!r}")
+            raise ValueError(
+                f"the checkpoint is of another model: {len(wrong)} names differ, e.g. {sorted(wrong)[0]!r}"
+            )
         self.module.load_state_dict(state, strict=False)
 
 # %% ../../nbs/engine/lm_training.ipynb #097174fa
@@ -84,7 +86,9 @@ def lm_batch(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: # codes (B, K, F), states (B, L, E), mask (B, L)
     "A random batch with its texts encoded, partly hidden"
     picks = torch.randint(len(tokens), (s.batch_size,), generator=generator).tolist()
-    texts = [tokens.captions[i][torch.randint(len(tokens.captions[i]), (1,), generator=generator).item()] for i in picks]
+    texts = [
+        tokens.captions[i][torch.randint(len(tokens.captions[i]), (1,), generator=generator).item()] for i in picks
+    ]
     states, mask = text_encoder(drop_text(texts, s.drop_text, generator))
     return tokens.codes[picks].long(), *blur_text(states, mask, s.hide_words, s.text_noise, generator)
 
@@ -141,11 +145,15 @@ def fit_lm(
 
 # %% ../../nbs/engine/lm_training.ipynb #70e2a879
 def fit_lm_from_config(
-    config_path: str | Path,  # JSON: {"lm": preset, "data": {...}, "tokens": {...}, "training": {...}, "generation": {...}}
-    codec_run: str | Path, # folder of `fit_codec_from_config`, finished
-    folder: str | Path, # of this run; call again to resume. The model is saved in its subfolder "model"
+    config_path: (
+        str | Path
+    ),  # JSON: {"lm": preset, "data": {...}, "tokens": {...}, "training": {...}, "generation": {...}}
+    codec_run: str | Path,  # folder of `fit_codec_from_config`, finished
+    folder: str | Path,  # of this run; call again to resume. The model is saved in its subfolder "model"
     progress: bool = True,
-    start_from: str | Path | None = None,  # folder of another run, on the same codes, whose language model to begin with
+    start_from: (
+        str | Path | None
+    ) = None,  # folder of another run, on the same codes, whose language model to begin with
 ) -> AudioGen:
     "Encode the clips, train a language model on them, and save the whole model"
     config = read_config(config_path, {"lm", "data", "tokens", "training", "generation"})
@@ -155,7 +163,9 @@ def fit_lm_from_config(
     # refused now, not after the training
     generation = read_settings(Generation, config["generation"], "generation")
     if settings.keep_start and start_from is None:
-        raise ValueError("keep_start goes back to the weights of another run: pass start_from (--start-from), its folder")
+        raise ValueError(
+            "keep_start goes back to the weights of another run: pass start_from (--start-from), its folder"
+        )
     torch.manual_seed(settings.seed)
     lm = AudioLM(AudioLM.preset(config["lm"]))
     if start_from is not None:
@@ -198,12 +208,16 @@ def _token_caches(codec, data, t, folder, progress):
     groups, held_out = training_clips(data, codec.sample_rate)
     weights = t["weights"]
     if len(weights) != len(groups):
-        raise ValueError(f"tokens.weights needs one weight for each of the {len(groups)} groups of clips, got {weights}")
+        raise ValueError(
+            f"tokens.weights needs one weight for each of the {len(groups)} groups of clips, got {weights}"
+        )
     caches = []
     for name, chosen, n in (("train", list(zip(weights, groups)), t["n_items"]),
                             ("held_out", [(1.0, held_out or groups[0])], t["n_held_out"])):
         if not (folder / name / "codes.safetensors").exists():
-            make_tokens(codec, chosen, n, t["seconds"], t["mix_probability"], t["seed"], progress=progress).save(folder / name)
+            make_tokens(codec, chosen, n, t["seconds"], t["mix_probability"], t["seed"], progress=progress).save(
+                folder / name
+            )
         caches.append(TokenCache.load(folder / name))
     return *caches, groups[0] + held_out if data.get("recordings", True) else []
 

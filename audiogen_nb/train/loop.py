@@ -87,7 +87,9 @@ def save_checkpoint(
     state = {"step": step, **{name: part.state_dict() for name, part in parts.items()}}
     ruined = [name for name in parts if not _is_finite(state[name])]
     if ruined:
-        raise FloatingPointError(f"NaN or infinite values in {', '.join(ruined)} after step {step - 1}; lower the learning rate")
+        raise FloatingPointError(
+            f"NaN or infinite values in {', '.join(ruined)} after step {step - 1}; lower the learning rate"
+        )
     try:
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             torch.save(state, file)
@@ -161,7 +163,10 @@ def log_html(
     names = [name for name in log[-1] if name != "step"]
     mean = lambda rows, name: sum(r[name] for r in rows if name in r) / max(1, sum(name in r for r in rows))
     begin = {name: [row for row in log if name in row][:window] for name in names}
-    rows = [f"<td>{name}</td><td>{mean(begin[name], name):.4g}</td><td>{mean(log[-window:], name):.4g}</td>" for name in names]
+    rows = [
+        f"<td>{name}</td><td>{mean(begin[name], name):.4g}</td><td>{mean(log[-window:], name):.4g}</td>"
+        for name in names
+    ]
     figure, png = plot_log(log, names[:n_plots], smooth=max(1, len(log) // 50)), io.BytesIO()
     figure.savefig(png, format="png")
     plt.close(figure)
@@ -199,7 +204,9 @@ def _event_writer(folder, done):
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise ImportError("TensorBoard is not installed: pip install tensorboard, or train without tensorboard") from None
+        raise ImportError(
+            "TensorBoard is not installed: pip install tensorboard, or train without tensorboard"
+        ) from None
     return SummaryWriter(folder / "tensorboard", purge_step=done)
 
 # %% ../../nbs/engine/training_loop.ipynb #d2598f53
@@ -253,7 +260,9 @@ def run_steps(
 ) -> list[dict[str, float]]: # the whole log, one dictionary a step
     "Run (or resume) a training, with checkpoints, a log and samples"
     if checkpoint_every < 1 or sample_every < 1:
-        raise ValueError(f"checkpoint_every and sample_every must be at least 1 step, got {checkpoint_every} and {sample_every}")
+        raise ValueError(
+            f"checkpoint_every and sample_every must be at least 1 step, got {checkpoint_every} and {sample_every}"
+        )
     folder, writes = Path(folder), rank() == 0
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.pt"
@@ -293,4 +302,6 @@ def _check_finite(row):
     "Stop at a figure that is NaN or infinite"
     bad = [name for name, value in row.items() if not math.isfinite(value)]
     if bad:
-        raise FloatingPointError(f"{', '.join(bad)} became NaN or infinite in step {row['step']}; lower the learning rate")
+        raise FloatingPointError(
+            f"{', '.join(bad)} became NaN or infinite in step {row['step']}; lower the learning rate"
+        )

@@ -73,8 +73,10 @@ def adapters(
 def _float32(model):
     "The language model, if its weights are still numbers that can be trained and added to"
     if precision(model.lm) is not None:
-        raise ValueError(f"adapters need weights in plain float32, these are prepared for generation ({precision(model.lm)}); "
-                         "load the model again without a dtype")
+        raise ValueError(
+            f"adapters need weights in plain float32, these are prepared for generation ({precision(model.lm)}); "
+            "load the model again without a dtype"
+        )
     return model.lm
 
 # %% ../../nbs/labs/own_sounds.ipynb #3c68ccad
@@ -92,10 +94,16 @@ def fit_lora(
         raise ValueError("clips is empty; pass the sounds to learn from, e.g. SoundFolder('my_sounds')")
     for clip in (*clips, *held_out):
         if clip.sample_rate != codec.sample_rate:
-            raise ValueError(f"the clip {clip.source!r} is at {clip.sample_rate} Hz, the model works at {codec.sample_rate} Hz; "
-                             f"read the sounds with sample_rate={codec.sample_rate}")
+            raise ValueError(
+                f"the clip {clip.source!r} is at {clip.sample_rate} Hz, the model works at {codec.sample_rate} Hz; "
+                f"read the sounds with sample_rate={codec.sample_rate}"
+            )
     tokens = _tokens(model, clips, folder / "tokens", settings.n_items, settings.seed, progress)
-    judged = _tokens(model, held_out, folder / "held_out", len(held_out), settings.seed + 1, progress) if len(held_out) else None
+    judged = (
+        _tokens(model, held_out, folder / "held_out", len(held_out), settings.seed + 1, progress)
+        if len(held_out)
+        else None
+    )
     with adapters(model, settings) as adapted:
         log = fit_lm(model.lm, tokens, model.text_encoder, settings, folder, judged, progress=progress)
         _save(adapted, folder / "adapter")
@@ -116,7 +124,9 @@ def _save(adapted, folder):
 def _tokens(model, clips, folder, n, seed, progress):
     "The token cache of clips, encoded once"
     if not (folder / "codes.safetensors").exists():
-        make_tokens(model.codec, [(1.0, clips)], n, model.generation.max_duration, 0.0, seed, progress=progress).save(folder)
+        make_tokens(model.codec, [(1.0, clips)], n, model.generation.max_duration, 0.0, seed, progress=progress).save(
+            folder
+        )
     return TokenCache.load(folder)
 
 # %% ../../nbs/labs/own_sounds.ipynb #495db19e
@@ -129,7 +139,9 @@ def merge_lora(
     adapter, peft = Path(adapter), optional_import("peft", "reading adapters")
     for name in ("adapter_config.json", "adapter_model.safetensors"):                  # never a pickle
         if not (adapter / name).is_file():
-            raise FileNotFoundError(f"{adapter} holds no adapters: {name} is missing; pass the folder `adapter` of a run")
+            raise FileNotFoundError(
+                f"{adapter} holds no adapters: {name} is missing; pass the folder `adapter` of a run"
+            )
     merged = copy.copy(model)
     _float32(model)
     try:
@@ -144,5 +156,8 @@ def merge_lora(
     for name, p in merged.lm.named_parameters():
         p.requires_grad_(wanted[name].requires_grad)
     settings = json.loads((adapter / "adapter_config.json").read_text())
-    merged.provenance = {**model.provenance, "lora": {"rank": settings["r"], "alpha": settings["lora_alpha"], "scale": scale}}
+    merged.provenance = {
+        **model.provenance,
+        "lora": {"rank": settings["r"], "alpha": settings["lora_alpha"], "scale": scale},
+    }
     return merged

@@ -41,7 +41,9 @@ def read_settings(
     for f in fields(kind):
         value = section.get(f.name, f.default)
         kinds = (int, float) if isinstance(f.default, float) else type(f.default)
-        if f.default is not None and (not isinstance(value, kinds) or isinstance(value, bool) != isinstance(f.default, bool)):
+        if f.default is not None and (
+            not isinstance(value, kinds) or isinstance(value, bool) != isinstance(f.default, bool)
+        ):
             raise TypeError(f"{where}: {f.name} must be like {f.default!r}, got {value!r}")
     return kind(**section)
 
@@ -93,7 +95,9 @@ def training_clips(
     sample_rate: int, # Hz
 ) -> tuple[list[list[Clip]], list[Clip]]: # groups to train on, held-out clips
     "The groups of clips that a configuration's `data` section asks for: recordings, own folder, toy world"
-    check_keys(data, ["recordings", "recordings_folder", "folder", "toy", "toy_seed", "toy_seconds"], "the data section")
+    check_keys(
+        data, ["recordings", "recordings_folder", "folder", "toy", "toy_seed", "toy_seconds"], "the data section"
+    )
     groups, held_out = [], []
     if data.get("recordings", "folder" not in data):
         train, held_out = split_clips(read_recordings(data.get("recordings_folder"), sample_rate))
@@ -105,5 +109,7 @@ def training_clips(
         world = ToyWorld(data["toy"], data.get("toy_seed", 0), data.get("toy_seconds", 4.0), sample_rate)
         groups.append(list(world))                             # rendered once: each is used many times
     if not groups:
-        raise ValueError("the data section asks for no sound: set recordings to true, folder to a path, or toy to a number")
+        raise ValueError(
+            "the data section asks for no sound: set recordings to true, folder to a path, or toy to a number"
+        )
     return groups, held_out

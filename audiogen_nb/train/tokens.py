@@ -66,7 +66,9 @@ class TokenCache:
         lines = (Path(folder) / "captions.jsonl").read_text().splitlines()
         cache = cls(load_file(Path(folder) / "codes.safetensors")["codes"], [json.loads(line) for line in lines])
         if len(cache.codes) != len(cache.captions):
-            raise ValueError(f"{folder} has {len(cache.codes)} items of codes and {len(cache.captions)} captions; rebuild it")
+            raise ValueError(
+                f"{folder} has {len(cache.codes)} items of codes and {len(cache.captions)} captions; rebuild it"
+            )
         return cache
 
 # %% ../../nbs/engine/tokens.ipynb #e8a0dc7c
