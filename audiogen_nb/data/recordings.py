@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'CatEntry', 'read_cat', 'CaptionRow', 'caption_table', 'find_row', 'Package', 'fetch_recordings',
-           'trim_silence', 'cut_pieces', 'read_recordings', 'recording_credits']
+           'download_package', 'trim_silence', 'cut_pieces', 'read_recordings', 'recording_credits']
 
 # %% ../../nbs/worlds/recordings.ipynb #96dff882
 import csv
@@ -132,13 +132,16 @@ def fetch_recordings(
     dest.mkdir(parents=True, exist_ok=True)
     for package in missing:
         with tempfile.TemporaryDirectory(dir=dest, prefix=".part-") as scratch:
-            _unpack(_download(package, scratch), package, Path(scratch) / package)
+            _unpack(download_package(package, scratch), package, Path(scratch) / package)
             os.replace(Path(scratch) / package, dest / package)
     return dest
 
 # %% ../../nbs/worlds/recordings.ipynb #017853cf
-def _download(package: str, folder: str) -> Path:
-    "One .deb from the configured mirrors"
+def download_package(
+    package: str, # name of a Debian package
+    folder: str | Path, # where to put it
+) -> Path: # the .deb file
+    "Download one package from the configured mirrors with `apt-get`, without installing it"
     run = subprocess.run(["apt-get", "download", package], cwd=folder, capture_output=True, text=True)
     debs = list(Path(folder).glob("*.deb"))
     if run.returncode or len(debs) != 1:
