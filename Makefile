@@ -42,7 +42,7 @@ figures: $(VENV)/.lab ## draw nbs/figures from the configurations
 	@$(BIN)/python -c "from audiogen_nb.lab.drawings import draw_all; draw_all('nbs/figures')"
 
 sounds: $(VENV)/.lab ## make nbs/sounds: recordings (fetched), takes of the bundled model
-	@$(BIN)/python -c "from audiogen_nb.lab.gallery import make_sounds; make_sounds('nbs/sounds', overwrite=True)"
+	@$(BIN)/python -c "from audiogen_nb.lab.gallery import make_sounds; make_sounds('nbs/sounds', 'audiogen_nb/sounds')"
 
 export: $(VENV)/.dev ## write audiogen_nb/ from the notebooks
 	@$(BIN)/nbdev_export && echo "audiogen_nb/ is written"
