@@ -555,5 +555,5 @@ def test_collate():
         collate([])
 
 
-def test_table_ships_beside_the_module():
-    assert Path(recordings.__file__).with_name("recordings.csv").is_file()
+def test_table_ships_in_the_package():
+    assert (recordings.PACKAGE / "recordings.csv").is_file()
