@@ -59,7 +59,7 @@ def new_folder(
 
 # %% ../nbs/engine/files.ipynb #0fc4c7ab
 def cache_dir() -> Path: # created if it is not there
-    "Folder for downloads and caches: `$AUDIOGEN_NB_CACHE`, else `$XDG_CACHE_HOME/audiogen_nb`, else `~/.cache/audiogen_nb`"
+    "For downloads and caches: `$AUDIOGEN_NB_CACHE`, else `$XDG_CACHE_HOME/audiogen_nb`, else `~/.cache/audiogen_nb`"
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "audiogen_nb"
     path = Path(os.environ.get("AUDIOGEN_NB_CACHE") or home)
     path.mkdir(parents=True, exist_ok=True)

@@ -179,7 +179,7 @@ class _Bar:
 
 # %% ../nbs/16_audiogen.ipynb #d0a4fdad
 def _nats(model, codes, w, text):
-    "Log-probability (n,) of the frames that window w adds to codes (K, F); one item at a time, so that no batch-mate matters"
+    "Log-probability (n,) of the frames that window w adds to codes (K, F); one item at a time: no batch-mate matters"
     codes = codes[None, :, w.start : w.end].to(model.device)
     logits, known = model.lm.predict(codes, *model.encode_text([text]))
     nats = -F.cross_entropy(logits.float().movedim(-1, 1), codes, reduction="none")  # (1, K, n)

@@ -253,19 +253,19 @@ def latency(
 
 # %% ../../nbs/engine/chunks.ipynb #140437dd
 class StreamingCodec:
-    "A codec run piece by piece: what `codec.encode` and `codec.decode` give, in bounded memory, as early as possible, and faster"
+    "A codec run piece by piece: what `encode` and `decode` give, in bounded memory, as early as possible, and faster"
     def __init__(self,
         codec: Codec,
     ):
         self.codec = codec
 
     def encode(self, audio: torch.Tensor, sample_rate: int | None = None, window: float = 2.0) -> torch.Tensor:
-        "Codes (B, K, ceil(T / hop_length)) of audio (B, 1, T), `window` seconds at a time; `sample_rate` (Hz) if known is checked"
+        "Codes (B, K, ceil(T / hop_length)) of audio (B, 1, T), `window` seconds at a time"
         audio = self.codec.check_input(audio, sample_rate)
         return torch.cat(list(self.encode_pieces(audio.split(self._piece(window) * self.codec.hop_length, -1))), -1)
 
     def decode(self, codes: torch.Tensor, length: int | None = None, window: float = 2.0) -> torch.Tensor:
-        "Audio (B, 1, F * hop_length) of codes (B, k, F), `window` seconds at a time; `length` (samples) cuts the last frame"
+        "Audio (B, 1, F * hop_length) of codes (B, k, F), `window` seconds at a time; `length` (samples) cuts it"
         self.codec.check_length(codes, length)
         return torch.cat(list(self.decode_pieces(codes.split(self._piece(window), -1))), -1)[..., :length]
 

@@ -150,7 +150,8 @@ def codec_table(
     rates = {one.sample_rate for one in codecs.values()} | {clip.sample_rate for clip in clips}
     if not codecs or not clips or len(rates) > 1:
         raise ValueError(
-            f"codec_table needs codecs and clips of one sample rate, got {len(codecs)} and {len(clips)} of {sorted(rates)} Hz"
+            f"codec_table needs codecs and clips of one sample rate, got {len(codecs)} and {len(clips)} "
+            f"of {sorted(rates)} Hz"
         )
     rate, perceptual = rates.pop(), zimtohrli_available()
     if not perceptual:

@@ -35,7 +35,8 @@ def attention_weights(
     weights = []
     for block, x, (keys, _) in zip(lm.blocks, inputs, condition.kv):
         q = block.cross_attention.q_proj(x).unflatten(-1, (lm.config.n_heads, -1)).transpose(1, 2)   # (1, H, S-1, d)
-        scores = (q @ keys.transpose(-1, -2) / math.sqrt(q.shape[-1])).masked_fill(~condition.mask[:, None, None], -torch.inf)
+        scores = q @ keys.transpose(-1, -2) / math.sqrt(q.shape[-1])
+        scores = scores.masked_fill(~condition.mask[:, None, None], -torch.inf)
         weights.append(_by_frame(lm, scores.softmax(-1)[0]))
     return torch.stack(weights).cpu()
 

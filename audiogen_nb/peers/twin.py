@@ -55,7 +55,7 @@ def twin_rungs(
     seed: int = 0, # of random text states and codes
     tolerance: float = 1e-4, # of logits, relative to the largest one
 ) -> list[Rung]:
-    "Judge our language model by transformers' implementation on the same weights: logits, then greedy tokens with guidance"
+    "Judge our language model by transformers' implementation on the same weights: logits, then greedy tokens"
     twin, c, random = musicgen_twin(lm), lm.config, torch.Generator().manual_seed(seed)
     text, mask = torch.randn(2, 6, c.text_dim, generator=random), torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
     codes = torch.randint(c.card, (2, c.n_q, n_frames), generator=random)
