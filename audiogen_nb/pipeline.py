@@ -120,7 +120,6 @@ def _write_all(model, texts, prompt, r):
     none = torch.zeros(len(texts), model.lm.config.n_q, 0, dtype=torch.int64, device=model.device)
     return torch.cat([none, *_write(model, texts, prompt, seeds, r)], -1)
 
-# %% ../nbs/16_audiogen.ipynb #31aaa129
 def _decoded(model, codes, r):
     "Audio (B, 1, T) on the CPU, cut to the duration"
     if not codes.shape[-1]:                                     # stopped before the first frame was finished

@@ -7,7 +7,8 @@ import sys
 import pytest
 import torch
 
-from audiogen_nb.judge import adherence as ad, listener as li, quality as qu, report as ev
+from audiogen_nb.judge.adherence import adherence as ad
+from audiogen_nb.judge import listener as li, quality as qu, report as ev
 from audiogen_nb.pipeline import AudioGen
 from audiogen_nb.sampling.request import Generation
 from audiogen_nb.lm.transformer import AudioLM

@@ -55,6 +55,6 @@ def test_gains_are_differences_of_log_likelihoods(tiny):
 def test_pictures(tiny):
     audio = tiny.generate("rain", seed=0, duration=0.3)[0]
     figure = show_words(audio, tiny.sample_rate, ["dog", "rain"], torch.randn(2, 30), "title", centre=True)
-    assert len(figure.axes) == 3 and [label.get_text() for label in figure.axes[2].get_yticklabels()] == ["dog", "rain"]
+    assert len(figure.axes) == 4 and [label.get_text() for label in figure.axes[2].get_yticklabels()] == ["dog", "rain"]
     with pytest.raises(ValueError, match="a row for each of the 3 words"):
         show_words(audio, tiny.sample_rate, ["a", "b", "c"], torch.randn(2, 30))

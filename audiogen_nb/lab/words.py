@@ -19,63 +19,66 @@ from ..sound import show
 @torch.no_grad()
 def attention_weights(
     model: AudioGen,
-    codes: torch.Tensor, # (1, K, F) of one sound, at most a window long
+    codes: torch.Tensor,  # (1, K, F) of one sound, at most a window long
     text: str,
-) -> torch.Tensor: # (layers, heads, F, L), each row over the L states of the text sums to 1
+) -> torch.Tensor:  # (layers, heads, F, L), each row over the L states of the text sums to 1
     "How much every frame looks at every state of the text"
-    lm, inputs = model.lm, []
-    hooks = [b.cross_norm.register_forward_hook(lambda module, args, out: inputs.append(out)) for b in lm.blocks]
+    lm, inputs, device = model.lm, [], model.lm.embed.weight.device
+    def collect(module, args, out): inputs.append(out)
+    hooks = [block.cross_norm.register_forward_hook(collect) for block in lm.blocks]
     try:
-        states, mask = model.encode_text([text])
-        condition = lm.condition(states, mask)
-        lm.step(lm.pattern.build(codes.to(model.device), lm.special)[..., :-1], condition)
+        condition = lm.condition(*(part.to(device) for part in model.text_encoder([text])))
+        lm.step(lm.pattern.build(codes.to(device), lm.special)[..., :-1], condition)
     finally:
-        for hook in hooks:
-            hook.remove()
-    weights = []
-    for block, x, (keys, _) in zip(lm.blocks, inputs, condition.kv):
-        q = block.cross_attention.q_proj(x).unflatten(-1, (lm.config.n_heads, -1)).transpose(1, 2)   # (1, H, S-1, d)
-        scores = q @ keys.transpose(-1, -2) / math.sqrt(q.shape[-1])
-        scores = scores.masked_fill(~condition.mask[:, None, None], -torch.inf)
-        weights.append(_by_frame(lm, scores.softmax(-1)[0]))
-    return torch.stack(weights).cpu()
+        for hook in hooks: hook.remove()
+    parts = zip(lm.blocks, inputs, condition.kv)
+    return torch.stack([_block_weights(lm, block, x, kv, condition.mask) for block, x, kv in parts]).cpu()
+
 
 # %% ../../nbs/labs/words.ipynb #a675d531
+def _block_weights(lm, block, x, kv, mask):
+    "Attention weights (H, F, L) of a block whose cross-attention was given x (1, S-1, dim)"
+    q = block.cross_attention.q_proj(x).unflatten(-1, (lm.config.n_heads, -1))
+    scores = q.transpose(1, 2) @ kv[0].transpose(-1, -2) / math.sqrt(q.shape[-1])  # Q K^T / sqrt d
+    return _by_frame(lm, scores.masked_fill(~mask[:, None, None], -torch.inf).softmax(-1)[0])
+
+
 def _by_frame(lm, weights):
     "Weights (H, S-1, L) of the steps before each step as (H, F, L): the mean over the streams of a frame"
-    steps = torch.nn.functional.pad(weights, (0, 0, 1, 0))[:, None].expand(-1, lm.config.n_q, -1, -1)     # (H, K, S, L)
-    return lm.pattern.revert_logits(steps)[0].mean(1)
+    steps = torch.nn.functional.pad(weights, (0, 0, 1, 0))[:, None]  # (H, 1, S, L)
+    return lm.pattern.revert_logits(steps.expand(-1, lm.config.n_q, -1, -1))[0].mean(1)
 
 # %% ../../nbs/labs/words.ipynb #80dae247
 def show_words(
-    audio: torch.Tensor, # (1, T)
-    sample_rate: int, # Hz
-    words: list[str], # L names
-    values: torch.Tensor, # (L, F) one number for each word and frame
-    title: str = "", # above the heat map
-    centre: bool = False, # draw with zero as white, below it blue, above it red
+    audio: torch.Tensor,  # (1, T)
+    sample_rate: int,  # Hz
+    words: list[str],  # L names
+    values: torch.Tensor,  # (L, F) one number for each word and frame
+    title: str = "",  # above the heat map
+    centre: bool = False,  # draw with zero as white, below it blue, above it red
 ):
     "Waveform, spectrogram, and a heat map of words over time below; returns the matplotlib figure"
     import matplotlib.pyplot as plt
     if values.shape[0] != len(words):
-        raise ValueError(f"values must have a row for each of the {len(words)} words, got {list(values.shape)}")
-    seconds = audio.shape[-1] / sample_rate
-    _, axes = plt.subplots(3, 1, figsize=(7, 2.4 + 0.22 * len(words)), dpi=72, sharex=True, layout="constrained",
-                           gridspec_kw={"height_ratios": [1, 2, 0.4 * len(words)]})
+        raise ValueError(f"values needs a row for each of the {len(words)} words, got {list(values.shape)}")
+    figure, axes = plt.subplots(3, 1, figsize=(7, 2.8 + 0.25 * len(words)), dpi=100, sharex=True,
+                                layout="constrained", height_ratios=(1, 2, 0.4 * len(words)))
     show(audio, sample_rate, axes=axes[:2])
     top = values.abs().max().item() or 1.0
     colours = dict(cmap="RdBu_r", vmin=-top, vmax=top) if centre else dict(cmap="viridis")
-    axes[2].imshow(values.numpy(), aspect="auto", extent=(0, seconds, len(words), 0), interpolation="nearest", **colours)
-    axes[2].set(yticks=torch.arange(len(words)).add(0.5).tolist(), yticklabels=words, title=title, xlabel="seconds")
-    axes[1].set(xlabel="")
-    return axes[0].figure
+    extent = (0, audio.shape[-1] / sample_rate, len(words), 0)
+    drawn = axes[2].imshow(values.numpy(), aspect="auto", extent=extent, interpolation="nearest", **colours)
+    places = [i + 0.5 for i in range(len(words))]
+    axes[2].set(yticks=places, yticklabels=words, title=title, xlabel="time (s)")
+    axes[1].set(xlabel=""); figure.colorbar(drawn, ax=axes[2])
+    return figure
 
 # %% ../../nbs/labs/words.ipynb #da83481a
 def without_each_word(
     model: AudioGen,
     text: str,
-) -> list[tuple[str, str]]: # (word, the text without it)
-    "The text less one word, for every word that has a say"
+) -> list[tuple[str, str]]:  # (word, the text without it)
+    "The text less one word, for every word that the text encoder has a state for"
     words, found = text.split(), []
     for i, word in enumerate(words):
         rest = " ".join(words[:i] + words[i + 1 :])
@@ -96,23 +99,26 @@ class LeftOut:
 def leave_one_out(
     model: AudioGen,
     text: str,
-    seed: int = 0, # the same for every sound
-    **settings, # as in `AudioGen.generate`
-) -> tuple[torch.Tensor, list[LeftOut]]: # audio (1, T) with all words, and what each word's absence makes of it
-    "Generate a sound again without each of its words, from the same dice"
+    seed: int = 0,  # the same for every sound
+    **settings,  # as in `AudioGen.generate`
+) -> tuple[torch.Tensor, list[LeftOut]]:  # audio (1, T) with all words, and for each word what it is without
+    "Generate a sound again without each of its words, from the same random numbers"
     pairs = without_each_word(model, text)
-    if not pairs:
-        raise ValueError(f"{text!r} has no word that could be left out; pass two or more words that the text encoder knows")
+    if not pairs: raise ValueError(f"{text!r} has no word that could be left out; pass two known words")
     whole, *others = model.generate([text, *(rest for _, rest in pairs)], seed=seed, **settings)
-    return whole, [LeftOut(word, rest, audio, mel_distance(whole[None], audio[None], model.sample_rate).item())
-                   for (word, rest), audio in zip(pairs, others)]
+    found = []
+    for (word, rest), audio in zip(pairs, others):
+        difference = mel_distance(whole[None], audio[None], model.sample_rate).item()
+        found.append(LeftOut(word, rest, audio, difference))
+    return whole, found
 
 # %% ../../nbs/labs/words.ipynb #2f3d2543
 def word_gains(
     model: AudioGen,
-    codes: torch.Tensor, # (1, K, F) of one sound
+    codes: torch.Tensor,  # (1, K, F) of one sound
     text: str,
-) -> tuple[list[str], torch.Tensor]: # the words, and (n_words, F) in nats
+) -> tuple[list[str], torch.Tensor]:  # the words, and (n_words, F) in nats
     "How much more probable each frame is with a word than without it"
     pairs, whole = without_each_word(model, text), model.log_likelihood(codes, text)[0]
-    return [word for word, _ in pairs], torch.stack([whole - model.log_likelihood(codes, rest)[0] for _, rest in pairs])
+    gains = [whole - model.log_likelihood(codes, rest)[0] for _, rest in pairs]
+    return [word for word, _ in pairs], torch.stack(gains)

@@ -104,18 +104,12 @@ def fit_lm(
     progress: bool = True,
 ) -> list[dict[str, float]]: # the log
     "Train a language model on a token cache"
-    s, c = settings, lm.config
-    if len(tokens) == 0 or tokens.codes.shape[1] != c.n_q or tokens.codes.max() >= c.card:
-        raise ValueError(f"the tokens (N, K, F) = {list(tokens.codes.shape)} do not fit a model of {c.n_q} streams "
-                         f"of {c.card} codes; encode them with the codec it was made for")
+    s = settings
+    _check_tokens(tokens, lm.config)
     if text_encoder.slow:                                                    # read each caption once
         text_encoder = CachedTextEncoder(text_encoder)
     share_weights(lm)                                                        # several processes start alike
-    trained = [p for p in lm.parameters() if p.requires_grad]
-    matrices = [p for p in trained if p.dim() > 1]
-    vectors = [p for p in trained if p.dim() == 1]                           # norms and biases do not decay
-    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": s.weight_decay},
-                                   {"params": vectors, "weight_decay": 0.0}], s.learning_rate, betas=(0.9, 0.95))
+    trained, optimizer = _optimizer(lm, s)
     device = lm.heads.weight.device
 
     def loss_of(batch):
@@ -142,6 +136,20 @@ def fit_lm(
                     sample and (lambda n: (lm.eval(), sample(n))), s.sample_every, progress)
     lm.eval()
     return log
+
+# %% ../../nbs/engine/lm_training.ipynb #f9255e09
+def _check_tokens(tokens, c):
+    "Refuse tokens of another codec"
+    if len(tokens) == 0 or tokens.codes.shape[1] != c.n_q or tokens.codes.max() >= c.card:
+        raise ValueError(f"the tokens (N, K, F) = {list(tokens.codes.shape)} do not fit a model of {c.n_q} streams "
+                         f"of {c.card} codes; encode them with the codec it was made for")
+
+def _optimizer(lm, s):
+    "What is trained, and AdamW that lets matrices decay but not norms and biases"
+    trained = [p for p in lm.parameters() if p.requires_grad]
+    matrices, vectors = [p for p in trained if p.dim() > 1], [p for p in trained if p.dim() == 1]
+    groups = [{"params": matrices, "weight_decay": s.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return trained, torch.optim.AdamW(groups, s.learning_rate, betas=(0.9, 0.95))
 
 # %% ../../nbs/engine/lm_training.ipynb #70e2a879
 def fit_lm_from_config(

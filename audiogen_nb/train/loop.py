@@ -268,9 +268,8 @@ def run_steps(
     checkpoint = folder / "checkpoint.pt"
     saved = load_checkpoint(checkpoint, parts) if checkpoint.exists() else 0
     log = read_log(folder)[:saved]
-    for name in ("checkpoint.pt", "log.jsonl", "recipe.json") if writes else ():
-        for stale in folder.glob(f".{name}.*.part"):  # left by a process killed while writing
-            stale.unlink(missing_ok=True)
+    if writes:
+        _sweep(folder)
     reports = Reports(folder, log, n_steps, progress, tensorboard) if writes else None
     try:
         for n in range(saved, n_steps):
@@ -296,6 +295,13 @@ def run_steps(
         with suppress(OSError):                        # a disk too full for the log's last line: said above
             if writes:
                 reports.close()
+
+# %% ../../nbs/engine/training_loop.ipynb #5e1b12cb
+def _sweep(folder):
+    "Remove what a process left that was killed while writing"
+    for name in ("checkpoint.pt", "log.jsonl", "recipe.json"):
+        for stale in folder.glob(f".{name}.*.part"):
+            stale.unlink(missing_ok=True)
 
 # %% ../../nbs/engine/training_loop.ipynb #adba91a5
 def _check_finite(row):
