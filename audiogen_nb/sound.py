@@ -196,7 +196,7 @@ def draw_mel(
     image = axis.imshow(level.numpy(), origin="lower", aspect="auto", extent=(0, seconds, -0.5, n_mels - 0.5),
                         vmin=-80, vmax=10, interpolation="nearest",
                         cmap=plt.get_cmap("magma", 18))               # 5 dB a colour: the file stays small
-    hz = [f for f in (250, 500, 1000, 2000, 4000, 8000, 16000) if f < sample_rate / 2]
+    hz = [f for f in (250, 1000, 2000, 4000, 8000, 16000) if f < sample_rate / 2]
     axis.set_yticks((hz_to_mel(hz) / hz_to_mel(sample_rate / 2) * (n_mels + 1) - 1).tolist(), hz)
     axis.set(xlabel="time (s)", ylabel="frequency (Hz)", xlim=(0, seconds))
     bar = axis.figure.colorbar(image, cax=axis.inset_axes([1.015, 0, 0.02, 1]), ticks=[-80, -40, 0])
