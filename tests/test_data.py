@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from audiogen_nb.data import recordings
 from audiogen_nb.data.clips import Clip, SoundFolder, collate, normalise_caption, random_crop, split_clips
 from audiogen_nb.data.recordings import (PACKAGES, caption_table, cut_pieces, fetch_recordings, find_row, read_cat, read_recordings,
                                     recording_credits, trim_silence)
-from audiogen_nb.sound import level_db, save_audio
-from audiogen_nb.data.toy import TOY_SPECS, Knob, band, place, strike, sweep
-from audiogen_nb.data.toy import TOY_KINDS
+from audiogen_nb.files import PACKAGE
+from audiogen_nb.sound import level_db, peak_hz, save_audio
+from audiogen_nb.data.toy import (TOY_KINDS, Knob, band, centre_hz, crest, knob_effect, late_share, onsets, place, render_toy,
+                                  strike, sweep, toy_kind)
 from audiogen_nb.data.toy_kinds import ToyWorld, toy_clip
 
 RATE = 16000
@@ -34,41 +34,6 @@ def frames(x, ms):
     "RMS level in frames of `ms` milliseconds"
     n = RATE * ms // 1000
     return x[:len(x) // n * n].reshape(-1, n).square().mean(1).sqrt()
-
-
-def power(x):
-    return torch.fft.rfft(x).abs().square(), torch.fft.rfftfreq(len(x), 1 / RATE)
-
-
-def peak(x):
-    "The strongest frequency in Hz"
-    p, f = power(x)
-    return f[p.argmax()].item()
-
-
-def centre(x):
-    "The centre of gravity of the spectrum in Hz"
-    p, f = power(x)
-    return ((p * f).sum() / p.sum()).item()
-
-
-def onsets(x):
-    "Jumps of the level by 6 dB within 20 ms"
-    e = frames(x, 10)
-    e = torch.nn.functional.pad(20 * torch.log10(e / e.max() + 0.01), (2, 0), value=-40.0)
-    jump = e[2:] - e[:-2]
-    near = torch.nn.functional.pad(jump, (6, 6), value=-40.0).unfold(0, 13, 1)
-    return int(((jump > 6) & (jump > near[:, :6].amax(1)) & (jump >= near[:, 7:].amax(1))).sum())
-
-
-def crest(x):
-    "Peak over RMS"
-    return (x.abs().max() / x.square().mean().sqrt()).item()
-
-
-def late(x):
-    "Share of the energy after the first second"
-    return (x[RATE:].square().sum() / x.square().sum()).item()
 
 
 def active(x):
@@ -98,52 +63,52 @@ def glide(x):
 
 # kind, knob, small value, large value, measurement, smallest and largest ratio large/small we accept
 AUDIBLE = [
-    ("bell", "pitch", 300.0, 600.0, peak, 1.95, 2.05), ("bell", "times", 1, 4, onsets, 3, 4),
+    ("bell", "pitch", 300.0, 600.0, peak_hz, 1.95, 2.05), ("bell", "times", 1, 4, onsets, 3, 4),
     ("bell", "ring", 0.3, 1.2, active, 1.4, 9),
     ("rain", "density", 60.0, 3000.0, crest, 0, 0.6),
-    ("wind", "pitch", 200.0, 800.0, centre, 3, 5), ("wind", "gusts", 0.3, 2.0, pace(0.2, 1.5), 1.1, 9),
-    ("thunder", "closeness", 0.1, 10.0, centre, 3, 99), ("thunder", "length", 0.6, 2.4, late, 2, 99),
-    ("waves", "period", 1.2, 4.8, pace(0.1, 3), 0, 0.7), ("waves", "foam", 600.0, 4000.0, centre, 2, 9),
-    ("stream", "flow", 15.0, 120.0, crest, 0, 0.9), ("stream", "pitch", 500.0, 1400.0, centre, 1.5, 3),
+    ("wind", "pitch", 200.0, 800.0, centre_hz, 3, 5), ("wind", "gusts", 0.3, 2.0, pace(0.2, 1.5), 1.1, 9),
+    ("thunder", "closeness", 0.1, 10.0, centre_hz, 3, 99), ("thunder", "length", 0.6, 2.4, late_share, 2, 99),
+    ("waves", "period", 1.2, 4.8, pace(0.1, 3), 0, 0.7), ("waves", "foam", 600.0, 4000.0, centre_hz, 2, 9),
+    ("stream", "flow", 15.0, 120.0, crest, 0, 0.9), ("stream", "pitch", 500.0, 1400.0, centre_hz, 1.5, 3),
     ("fire", "crackle", 5.0, 60.0, crest, 0, 0.9),
-    ("drip", "rate", 1.0, 4.0, onsets, 3.5, 4.5), ("drip", "pitch", 800.0, 1600.0, peak, 1.9, 2.1),
-    ("bubbles", "rate", 3.0, 12.0, onsets, 2, 4.5), ("bubbles", "pitch", 300.0, 600.0, centre, 1.9, 2.1),
+    ("drip", "rate", 1.0, 4.0, onsets, 3.5, 4.5), ("drip", "pitch", 800.0, 1600.0, peak_hz, 1.9, 2.1),
+    ("bubbles", "rate", 3.0, 12.0, onsets, 2, 4.5), ("bubbles", "pitch", 300.0, 600.0, centre_hz, 1.9, 2.1),
     ("splash", "size", 0.1, 0.6, active, 2, 9),
-    ("beep", "pitch", 500.0, 2000.0, peak, 3.99, 4.01), ("beep", "rate", 1.5, 6.0, onsets, 3.5, 4.5),
-    ("siren", "rate", 0.5, 2.0, glide, 3, 5), ("siren", "pitch", 500.0, 1000.0, centre, 1.95, 2.05),
-    ("telephone", "pitch", 900.0, 1800.0, centre, 1.9, 2.1), ("telephone", "times", 1, 3, onsets, 3, 3),
-    ("horn", "pitch", 250.0, 500.0, centre, 1.8, 2.2), ("horn", "times", 1, 3, onsets, 3, 3),
+    ("beep", "pitch", 500.0, 2000.0, peak_hz, 3.99, 4.01), ("beep", "rate", 1.5, 6.0, onsets, 3.5, 4.5),
+    ("siren", "rate", 0.5, 2.0, glide, 3, 5), ("siren", "pitch", 500.0, 1000.0, centre_hz, 1.95, 2.05),
+    ("telephone", "pitch", 900.0, 1800.0, centre_hz, 1.9, 2.1), ("telephone", "times", 1, 3, onsets, 3, 3),
+    ("horn", "pitch", 250.0, 500.0, centre_hz, 1.8, 2.2), ("horn", "times", 1, 3, onsets, 3, 3),
     ("horn", "length", 0.2, 0.6, active, 2, 4),
-    ("buzzer", "pitch", 100.0, 200.0, peak, 1.95, 2.05), ("buzzer", "length", 0.5, 2.0, active, 3.5, 4.5),
-    ("whistle", "pitch", 700.0, 1400.0, centre, 1.9, 2.1), ("whistle", "bend", 0.5, 2.0, centre, 1.7, 2.3),
+    ("buzzer", "pitch", 100.0, 200.0, peak_hz, 1.95, 2.05), ("buzzer", "length", 0.5, 2.0, active, 3.5, 4.5),
+    ("whistle", "pitch", 700.0, 1400.0, centre_hz, 1.9, 2.1), ("whistle", "bend", 0.5, 2.0, centre_hz, 1.7, 2.3),
     ("whistle", "length", 0.4, 1.6, onsets, 0.2, 0.7),
-    ("laser", "pitch", 1000.0, 2000.0, peak, 1.8, 2.2), ("laser", "times", 1, 5, onsets, 5, 5),
-    ("clock", "rate", 1.0, 4.0, onsets, 3.5, 4.5), ("clock", "pitch", 1000.0, 2000.0, centre, 1.9, 2.1),
-    ("footsteps", "rate", 1.0, 3.0, onsets, 1.5, 4), ("footsteps", "floor", 200.0, 3000.0, centre, 5, 99),
-    ("knock", "times", 2, 4, onsets, 2, 2), ("knock", "pitch", 150.0, 450.0, peak, 2.5, 3.5),
-    ("knock", "rate", 2.5, 5.0, late, 0, 0.5),
+    ("laser", "pitch", 1000.0, 2000.0, peak_hz, 1.8, 2.2), ("laser", "times", 1, 5, onsets, 5, 5),
+    ("clock", "rate", 1.0, 4.0, onsets, 3.5, 4.5), ("clock", "pitch", 1000.0, 2000.0, centre_hz, 1.9, 2.1),
+    ("footsteps", "rate", 1.0, 3.0, onsets, 1.5, 4), ("footsteps", "floor", 200.0, 3000.0, centre_hz, 5, 99),
+    ("knock", "times", 2, 4, onsets, 2, 2), ("knock", "pitch", 150.0, 450.0, peak_hz, 2.5, 3.5),
+    ("knock", "rate", 2.5, 5.0, late_share, 0, 0.5),
     ("applause", "crowd", 12.0, 400.0, crest, 0, 0.8),
     ("typing", "rate", 3.0, 9.0, onsets, 1.5, 3.5),
-    ("drum", "pitch", 80.0, 160.0, peak, 1.9, 2.1), ("drum", "rate", 1.5, 3.0, onsets, 1.6, 2.4),
+    ("drum", "pitch", 80.0, 160.0, peak_hz, 1.9, 2.1), ("drum", "rate", 1.5, 3.0, onsets, 1.6, 2.4),
     ("heartbeat", "rate", 0.8, 2.4, onsets, 1.5, 4),
     ("saw", "rate", 1.0, 3.0, onsets, 2.4, 3.6), ("saw", "teeth", 60.0, 240.0, pace(20, 400), 1.3, 9),
-    ("engine", "speed", 20.0, 100.0, centre, 1.4, 9), ("engine", "rough", 0.02, 0.3, crest, 1.05, 9),
-    ("helicopter", "rate", 6.0, 18.0, pace(4, 30), 1.3, 5), ("helicopter", "where", 250.0, 2500.0, centre, 4, 12),
+    ("engine", "speed", 20.0, 100.0, centre_hz, 1.4, 9), ("engine", "rough", 0.02, 0.3, crest, 1.05, 9),
+    ("helicopter", "rate", 6.0, 18.0, pace(4, 30), 1.3, 5), ("helicopter", "where", 250.0, 2500.0, centre_hz, 4, 12),
     ("train", "rate", 0.8, 2.4, onsets, 1.4, 4),
-    ("hum", "pitch", 100.0, 300.0, peak, 2.9, 3.1), ("hum", "air", 0.05, 1.0, centre, 1.5, 9),
+    ("hum", "pitch", 100.0, 300.0, peak_hz, 2.9, 3.1), ("hum", "air", 0.05, 1.0, centre_hz, 1.5, 9),
     ("explosion", "size", 0.15, 1.2, active, 3, 20),
-    ("glass", "pieces", 12, 90, active, 1.05, 9), ("glass", "pitch", 1500.0, 3000.0, centre, 1.6, 2.2),
-    ("ball", "pitch", 100.0, 200.0, peak, 1.9, 2.1), ("ball", "spring", 0.6, 0.85, onsets, 1.4, 4),
-    ("creak", "pitch", 400.0, 800.0, peak, 1.7, 2.3), ("creak", "rate", 15.0, 60.0, pace(5, 200), 1.3, 9),
-    ("bird", "pitch", 2000.0, 4000.0, centre, 1.9, 2.1), ("bird", "rate", 1.5, 6.0, onsets, 3, 5),
-    ("cricket", "pitch", 3000.0, 6000.0, peak, 1.99, 2.01), ("cricket", "rate", 1.0, 4.0, onsets, 1.3, 5),
-    ("frog", "pitch", 400.0, 800.0, peak, 1.8, 2.2), ("frog", "rate", 1.0, 3.0, onsets, 2.2, 3.8),
-    ("dog", "pitch", 200.0, 400.0, peak, 1.8, 2.2), ("dog", "times", 1, 5, onsets, 5, 5),
+    ("glass", "pieces", 12, 90, active, 1.05, 9), ("glass", "pitch", 1500.0, 3000.0, centre_hz, 1.6, 2.2),
+    ("ball", "pitch", 100.0, 200.0, peak_hz, 1.9, 2.1), ("ball", "spring", 0.6, 0.85, onsets, 1.4, 4),
+    ("creak", "pitch", 400.0, 800.0, peak_hz, 1.7, 2.3), ("creak", "rate", 15.0, 60.0, pace(5, 200), 1.3, 9),
+    ("bird", "pitch", 2000.0, 4000.0, centre_hz, 1.9, 2.1), ("bird", "rate", 1.5, 6.0, onsets, 3, 5),
+    ("cricket", "pitch", 3000.0, 6000.0, peak_hz, 1.99, 2.01), ("cricket", "rate", 1.0, 4.0, onsets, 1.3, 5),
+    ("frog", "pitch", 400.0, 800.0, peak_hz, 1.8, 2.2), ("frog", "rate", 1.0, 3.0, onsets, 2.2, 3.8),
+    ("dog", "pitch", 200.0, 400.0, peak_hz, 1.8, 2.2), ("dog", "times", 1, 5, onsets, 5, 5),
 ]
 
 
 def test_every_knob_is_in_the_table():
-    assert {(k, name) for k, spec in TOY_SPECS.items() for name in spec.knobs} == {row[:2] for row in AUDIBLE}
+    assert {(k, name) for k, spec in TOY_KINDS.items() for name in spec.knobs} == {row[:2] for row in AUDIBLE}
 
 
 @pytest.mark.parametrize("kind, knob, small, large, measure, least, most", AUDIBLE, ids=lambda v: v if isinstance(v, str) else "")
@@ -156,7 +121,7 @@ def test_knob_is_audible(kind, knob, small, large, measure, least, most):
 # The toy world
 
 def test_captions_follow_the_knobs():
-    for kind, spec in TOY_SPECS.items():
+    for kind, spec in TOY_KINDS.items():
         for name, knob in spec.knobs.items():
             for words, field in ((knob.words, name), (knob.how, f"{name}_how")):
                 if not words:
@@ -240,13 +205,37 @@ def test_same_sound_in_another_process():
 
 
 def test_tools():
-    assert peak(sweep(torch.full((RATE,), 440.0), RATE)) == 440
+    assert peak_hz(sweep(torch.full((RATE,), 440.0), RATE)) == 440
     assert place(5, 1, torch.tensor([-1.0, 1, 4, 7]), torch.ones(2)).tolist() == [0, 1, 1, 0, 1]
     assert strike(RATE, 0.5, [100], 0.1, 2.0).abs().max() > 1.5 > strike(RATE, 0.5, [100], 0.1).abs().max()
     noise = torch.randn(RATE, generator=torch.Generator().manual_seed(0))
-    assert centre(band(noise, RATE, 0, 300)) < 1000 < 3000 < centre(band(noise, RATE, 3000, 8000))
+    assert centre_hz(band(noise, RATE, 0, 300)) < 1000 < 3000 < centre_hz(band(noise, RATE, 3000, 8000))
     knob = Knob(1, 4, "once|twice|thrice|often")
     assert [knob.word(knob.words, v, torch.Generator()) for v in (1, 2, 3, 4, 9)] == ["once", "twice", "thrice", "often", "often"]
+
+
+def test_measurements():
+    t = torch.arange(RATE) / RATE
+    steady = torch.sin(2 * torch.pi * 500 * t) + 2 * torch.sin(2 * torch.pi * 1000 * t)
+    clicks = place(RATE, RATE, torch.arange(5) / 5, torch.hann_window(160))
+    assert (onsets(clicks), onsets(clicks.repeat(2)), onsets(clicks[::2], 8000)) == (5, 10, 5)
+    for level in (1.0, 0.1, 1e-3):      # the first two frames of a steady tone are equal up to rounding: one onset
+        assert onsets(level * steady) == 1 and onsets(torch.full((RATE,), level)) == 1
+    assert abs(centre_hz(steady) - 900) < 1 and abs(centre_hz(steady, 8000) - 450) < 1
+    assert abs(crest(torch.sin(2 * torch.pi * 500 * t)) - 2 ** 0.5) < 1e-3
+    assert abs(late_share(clicks.repeat(4)) - 0.75) < 1e-6 and abs(late_share(clicks.repeat(4), 2 * RATE) - 0.5) < 1e-6
+    assert knob_effect(lambda x: float(len(x)), "bell", seeds=2, pitch=(300.0, 600.0), times=1) == (1.0, 1.0)
+    least, most = knob_effect(lambda x: level_db(x).item(), "hum", seeds=3, level=(-20.0, -40.0))
+    assert 1.9 < least <= most < 2.1
+
+
+def test_registering_leaves_the_function_as_it_is():
+    @toy_kind("a {tone} test; a {tone} trial", lasting=True, tone=Knob(1.0, 2.0, "low|high"))
+    def trial(generator, n, sample_rate, *, tone=1.0):
+        return tone * torch.ones(n)
+    spec = TOY_KINDS.pop("trial")
+    assert spec.synth is trial and spec.captions == ("a {tone} test", "a {tone} trial") and spec.lasting
+    assert render_toy(spec, 0, tone=1.9).captions == ("a high test", "a high trial")
 
 
 # Recordings
@@ -555,5 +544,5 @@ def test_collate():
         collate([])
 
 
-def test_table_ships_in_the_package():
-    assert (recordings.PACKAGE / "recordings.csv").is_file()
+def test_table_ships_beside_the_module():
+    assert (PACKAGE / "recordings.csv").is_file()

@@ -14,7 +14,7 @@ from audiogen_nb.sampling.request import Generation
 from audiogen_nb.lm.transformer import AudioLM
 from audiogen_nb.data.recordings import caption_table
 from audiogen_nb.text.hf import load_text_encoder
-from audiogen_nb.data.toy import TOY_KINDS, TOY_SPECS
+from audiogen_nb.data.toy import TOY_KINDS
 from audiogen_nb.data.toy_kinds import ToyWorld, toy_clip
 from audiogen_nb.codec.vq import Codec
 
@@ -69,7 +69,7 @@ def test_reworded_prompts_share_no_content_word_with_any_caption(root):
 
 
 def test_caption_words_hold_every_word_of_the_toy_world():
-    for kind in TOY_SPECS:
+    for kind in TOY_KINDS:
         for seed in range(15):
             for caption in toy_clip(kind, seed, 0.2).captions:
                 assert ad.content_stems(caption) <= ad.caption_words(), caption

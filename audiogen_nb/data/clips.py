@@ -52,23 +52,22 @@ class _Row(NamedTuple):
     captions: tuple[str, ...]  # at least one
     kind: str                  # label
 
-# %% ../../nbs/03_data.ipynb #b87596bb
 def _rows_of_manifest(root: Path, manifest: Path) -> list[_Row]:
     "Rows of a .csv or .jsonl manifest; paths are relative to `root`"
     if not manifest.is_file():
         raise FileNotFoundError(f"no manifest at {manifest}")
     with open(manifest, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file)) if manifest.suffix == ".csv" else [json.loads(s) for s in file if s.strip()]
+        csv_rows = csv.DictReader(file) if manifest.suffix == ".csv" else None
+        rows = list(csv_rows) if csv_rows else [json.loads(line) for line in file if line.strip()]
     found = []
     for i, row in enumerate(rows):
         texts = [v for k, v in row.items() if k and k.startswith("caption") and v]
-        captions = tuple(str(t).strip() for v in texts for t in (v if isinstance(v, list) else [v]) if str(t).strip())
+        texts = [text for v in texts for text in (v if isinstance(v, list) else [v])]
+        captions = tuple(str(text).strip() for text in texts if str(text).strip())
         if not row.get("file") or not captions:
-            raise ValueError(f"row {i + 1} of {manifest.name} needs a `file` and at least one `caption`, got {row}")
+            raise ValueError(f"row {i + 1} of {manifest.name} needs a `file` and at least one `caption`, "
+                             f"got {row}")
         found.append(_Row(root / row["file"], captions, row.get("kind") or "other"))
-    if missing := [str(r.path.relative_to(root)) for r in found if not r.path.is_file()]:
-        raise FileNotFoundError(f"{manifest.name} names {len(missing)} files that are not below {root}: "
-                                f"{', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}")
     return found
 
 # %% ../../nbs/03_data.ipynb #0eff4180
@@ -83,21 +82,19 @@ def _rows_of_folder(root: Path) -> list[_Row]:
         found.append(_Row(path, captions or (kind,), kind))
     return found
 
-# %% ../../nbs/03_data.ipynb #80138871
-def unusable(audio: Tensor, sample_rate: int) -> str | None:
-    "Why a clip is of no use, or None"
-    if audio.shape[-1] < 0.05 * sample_rate:
-        return "shorter than 0.05 s"
-    return "silent" if level_db(audio).item() < -60 else None
-
-# %% ../../nbs/03_data.ipynb #5b726203
 def _find_rows(root: Path, manifest: str | Path | None) -> list[_Row]:
     "From the manifest if there is one, else from the files"
     usual = [p for p in (root / "manifest.csv", root / "manifest.jsonl") if p.is_file()]
-    if manifest or usual:
-        return _rows_of_manifest(root, Path(manifest or usual[0]))
-    return _rows_of_folder(root)
+    if not (manifest or usual):
+        return _rows_of_folder(root)
+    manifest = Path(manifest or usual[0])
+    rows = _rows_of_manifest(root, manifest)
+    if missing := [str(r.path.relative_to(root)) for r in rows if not r.path.is_file()]:
+        raise FileNotFoundError(f"{manifest.name} names {len(missing)} files that are not below {root}: "
+                                f"{', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}")
+    return rows
 
+# %% ../../nbs/03_data.ipynb #5b726203
 def _look(path: Path, sample_rate: int, scan: bool) -> str | None:
     "What is wrong with a sound file, or None"
     try:
@@ -107,14 +104,34 @@ def _look(path: Path, sample_rate: int, scan: bool) -> str | None:
     except (ValueError, soundfile.LibsndfileError):
         return "unreadable"
 
+def _report(root: Path, n_found: int, skipped: dict[Path, str]) -> None:
+    "Warn of the files of no use; refuse a folder that holds no others"
+    names = [f"{path.relative_to(root)} ({fault})" for path, fault in skipped.items()]
+    names = ", ".join(names[:20]) + (f" and {len(names) - 20} more, see .skipped" if len(names) > 20 else "")
+    if len(skipped) == n_found:
+        of_no_use = f", {n_found} are of no use: {names}" if names else ""
+        raise FileNotFoundError(f"{root} holds no usable sound{of_no_use}; it needs .wav, .flac, .ogg, .mp3")
+    if skipped:
+        warnings.warn(f"skipped {len(skipped)} of {n_found} files in {root}: {names}", stacklevel=3)
+
+# %% ../../nbs/03_data.ipynb #80138871
+def unusable(
+    audio: Tensor, # (1, T)
+    sample_rate: int, # Hz
+) -> str | None: # the reason, or None
+    "Why a clip is of no use for training, or None"
+    if audio.shape[-1] < 0.05 * sample_rate:
+        return "shorter than 0.05 s"
+    return "silent" if level_db(audio).item() < -60 else None
+
 # %% ../../nbs/03_data.ipynb #cb49a064
 class SoundFolder(Sequence):
     "A folder of captioned sounds as a sequence of clips, decoded when they are asked for"
     def __init__(self,
         root: str | Path, # folder
         sample_rate: int = 16000, # Hz
-        manifest: str | Path | None = None, # .csv or .jsonl; None looks for manifest.csv, manifest.jsonl, then for .txt
-        scan: bool = True, # decode every file once to find damaged and silent ones; False looks at the headers only
+        manifest: str | Path | None = None, # .csv or .jsonl; None looks for it, then for .txt files
+        scan: bool = True, # decode each file once to find damaged and silent ones; False: headers only
     ):
         self.root, self.sample_rate = Path(root), sample_rate
         if not self.root.is_dir():
@@ -122,23 +139,16 @@ class SoundFolder(Sequence):
         rows = _find_rows(self.root, manifest)
         self.skipped = {row.path: fault for row in rows if (fault := _look(row.path, sample_rate, scan))}
         self.rows = [row for row in rows if row.path not in self.skipped]
-        names = [f"{path.relative_to(self.root)} ({fault})" for path, fault in self.skipped.items()]
-        names = ", ".join(names[:20]) + (f" and {len(names) - 20} more, see .skipped" if len(names) > 20 else "")
-        if not self.rows:
-            raise FileNotFoundError(f"{root} holds no usable sound" + (f", {len(rows)} are of no use: {names}" if rows else "")
-                                    + "; it needs .wav, .flac, .ogg or .mp3")
-        if self.skipped:
-            warnings.warn(f"skipped {len(self.skipped)} of {len(rows)} files in {root}: {names}", stacklevel=2)
+        _report(self.root, len(rows), self.skipped)
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    def __len__(self) -> int: return len(self.rows)
 
     def __getitem__(self, i: int) -> Clip:
         if isinstance(i, slice):
             return [self[j] for j in range(*i.indices(len(self)))]
         path, captions, kind = self.rows[i]
-        name = str(path.relative_to(self.root))
-        return Clip(load_audio(path, self.sample_rate)[0], self.sample_rate, captions, kind, str(path), name, name)
+        name, (audio, rate) = str(path.relative_to(self.root)), load_audio(path, self.sample_rate)
+        return Clip(audio, rate, captions, kind, str(path), name, name)
 
 # %% ../../nbs/03_data.ipynb #53fa87f4
 def split_clips(
@@ -153,10 +163,13 @@ def split_clips(
         groups.setdefault(c.kind, set()).add(c.group or c.name)
     out = set()
     for names in groups.values():
-        n = round(held_out * len(names)) or (held_out > 0 and len(names) >= 4)   # at least one, if that leaves three
+        n = round(held_out * len(names)) or (held_out > 0 and len(names) >= 4)   # one, if that leaves three
         ranked = sorted(names, key=lambda g: hashlib.sha256(g.encode()).digest())
         out.update(ranked[:int(n)])
-    return [c for c in clips if (c.group or c.name) not in out], [c for c in clips if (c.group or c.name) in out]
+    sides = [], []
+    for c in clips:
+        sides[(c.group or c.name) in out].append(c)
+    return sides
 
 # %% ../../nbs/03_data.ipynb #dc317911
 def random_crop(
@@ -169,13 +182,12 @@ def random_crop(
     if n_samples < 1:
         raise ValueError(f"n_samples must be at least 1, got {n_samples}")
     spare = audio.shape[-1] - n_samples
-    draw = lambda n: int(torch.randint(n, (1,), generator=generator))
     if spare <= 0:
-        left = draw(1 - spare)
+        left = int(torch.randint(1 - spare, (1,), generator=generator))
         return torch.nn.functional.pad(audio, (left, -spare - left))
-    starts = torch.linspace(0, spare, min(spare + 1, 1024)).long()                   # candidate positions
-    energy = torch.nn.functional.pad(audio[0].double().square().cumsum(0), (1, 0))   # running sum, starts at 0
-    weight = (energy[starts + n_samples] - energy[starts]).clamp_min(0).sqrt()
+    starts = torch.linspace(0, spare, min(spare + 1, 1024)).long()                   # s
+    energy = torch.nn.functional.pad(audio[0].double().square().cumsum(0), (1, 0))   # running sum, from 0
+    weight = (energy[starts + n_samples] - energy[starts]).clamp_min(0).sqrt()       # P(s), up to a factor
     start = int(starts[torch.multinomial(weight + 1e-6, 1, generator=generator)])
     return audio[..., start:start + n_samples]
 

@@ -16,8 +16,8 @@ import torch
 from torch import Generator, Tensor
 
 from .clips import Clip
-from .toy import (Knob, TOY_KINDS, TOY_SPECS, band, beats, drift, hits, hump, noise, place, render_toy, seed_of,
-                             strike, sweep, time_axis, toy_kind, turns, uniform)
+from .toy import (Knob, TOY_KINDS, band, beats, drift, hits, hump, noise, place, render_toy,
+                                  seed_of, strike, sweep, time_axis, toy_kind, turns, uniform)
 
 # %% ../../nbs/worlds/toy_kinds.ipynb #26a01cf7
 def toy_clip(
@@ -28,14 +28,15 @@ def toy_clip(
     **params: float, # a value for any knob of the kind; also `onset` (seconds) and `level` (RMS dBFS)
 ) -> Clip:
     "One captioned toy sound of the kind with this name"
-    if kind not in TOY_SPECS:
-        raise ValueError(f"kind must be one of {', '.join(TOY_SPECS)}; got {kind!r}")
-    return render_toy(TOY_SPECS[kind], seed, duration, sample_rate, **params)
+    if kind not in TOY_KINDS:
+        raise ValueError(f"kind must be one of {', '.join(TOY_KINDS)}; got {kind!r}")
+    return render_toy(TOY_KINDS[kind], seed, duration, sample_rate, **params)
 
 # %% ../../nbs/worlds/toy_kinds.ipynb #3703d581
 @toy_kind("a {flow} stream; a {flow} brook; water flowing in a {flow} brook; running water; "
           "a {flow} creek with bubbling water",
-          lasting=True, flow=Knob(15.0, 120.0, "small/trickling|babbling|rushing/fast"), pitch=Knob(500.0, 1400.0))
+          lasting=True, flow=Knob(15.0, 120.0, "small/trickling|babbling|rushing/fast"),
+          pitch=Knob(500.0, 1400.0))
 def stream(generator: Generator, n: int, sample_rate: int,
            *, flow: float = 40.0, pitch: float = 900.0) -> Tensor: # (n,)
     "`flow` bubbles a second, each a short rising sine around `pitch`, over a soft hiss"
@@ -81,7 +82,8 @@ def bubbles(generator: Generator, n: int, sample_rate: int,
     t = time_axis(int(0.2 * sample_rate), sample_rate)
     starts = beats(generator, n, sample_rate, rate, 0.8)
     tones = pitch * 2 ** uniform(generator, len(starts), -0.4, 0.4)[:, None] * (1 + 6 * t)
-    return place(n, sample_rate, starts, sweep(tones, sample_rate) * torch.exp(-t / 0.04) * (t / 0.01).clamp_max(1))
+    rising = sweep(tones, sample_rate) * torch.exp(-t / 0.04)
+    return place(n, sample_rate, starts, rising * (t / 0.01).clamp_max(1))
 
 # %% ../../nbs/worlds/toy_kinds.ipynb #bdd6f9dc
 @toy_kind("a {size} splash; a {size} splash of water; something {size} falls into water; "
@@ -97,7 +99,8 @@ def splash(generator: Generator, n: int, sample_rate: int, *, size: float = 0.25
 # %% ../../nbs/worlds/toy_kinds.ipynb #664ca400
 @toy_kind("{rate} {pitch} beeping; {rate} {pitch} beeps; an alarm beeps {rate_how}; "
           "an electronic alarm with {rate} {pitch} beeps; a {pitch} alarm clock beeping",
-          pitch=Knob(400.0, 3000.0, "low||high"), rate=Knob(1.2, 8.0, "slow||fast/rapid", "slowly||fast/rapidly"))
+          pitch=Knob(400.0, 3000.0, "low||high"),
+          rate=Knob(1.2, 8.0, "slow||fast/rapid", "slowly||fast/rapidly"))
 def beep(generator: Generator, n: int, sample_rate: int,
          *, pitch: float = 1000.0, rate: float = 3.0) -> Tensor: # (n,)
     "A tone with two overtones, switched on and off `rate` times a second"
@@ -144,8 +147,8 @@ def horn(generator: Generator, n: int, sample_rate: int,
     return place(n, sample_rate, turns(times, length + 0.2, n, sample_rate), blast)
 
 # %% ../../nbs/worlds/toy_kinds.ipynb #d34de0f3
-@toy_kind("a {pitch} buzzer; a {pitch} electric buzz; a {pitch} door buzzer sounds; the {pitch} buzz of a buzzer; "
-          "a {pitch} buzzing alarm",
+@toy_kind("a {pitch} buzzer; a {pitch} electric buzz; a {pitch} door buzzer sounds; "
+          "the {pitch} buzz of a buzzer; a {pitch} buzzing alarm",
           pitch=Knob(60.0, 400.0, "low/deep||high"), length=Knob(0.4, 2.5))
 def buzzer(generator: Generator, n: int, sample_rate: int,
            *, pitch: float = 120.0, length: float = 1.0) -> Tensor: # (n,)
@@ -155,9 +158,10 @@ def buzzer(generator: Generator, n: int, sample_rate: int,
     return torch.nn.functional.pad(buzz * (time_axis(m, sample_rate).flip(0) / 0.02).clamp_max(1), (0, n - m))
 
 # %% ../../nbs/worlds/toy_kinds.ipynb #baf481a2
-@toy_kind("a {pitch} whistle goes {bend}; someone whistles a {pitch} tone {bend}; a {pitch} whistle glides {bend}; "
-          "whistling a {pitch} note that goes {bend}",
-          pitch=Knob(700.0, 2500.0, "low||high"), bend=Knob(0.5, 2.0, "down|straight on|up"), length=Knob(0.4, 1.6))
+@toy_kind("a {pitch} whistle goes {bend}; someone whistles a {pitch} tone {bend}; "
+          "a {pitch} whistle glides {bend}; whistling a {pitch} note that goes {bend}",
+          pitch=Knob(700.0, 2500.0, "low||high"), bend=Knob(0.5, 2.0, "down|straight on|up"),
+          length=Knob(0.4, 1.6))
 def whistle(generator: Generator, n: int, sample_rate: int,
             *, pitch: float = 1300.0, bend: float = 1.0, length: float = 0.8) -> Tensor: # (n,)
     "A breathy tone of `length` seconds that glides from `pitch` to `pitch * bend`"
@@ -170,7 +174,8 @@ def whistle(generator: Generator, n: int, sample_rate: int,
 # %% ../../nbs/worlds/toy_kinds.ipynb #1e86ff09
 @toy_kind("a {pitch} laser fires {times}; a {pitch} laser zaps {times}; a space gun shoots {times}; "
           "a {pitch} ray gun zaps {times}; science fiction laser fired {times}",
-          pitch=Knob(900.0, 4000.0, "low||high"), times=Knob(1, 5, "once|twice|three times|four times|five times"))
+          pitch=Knob(900.0, 4000.0, "low||high"),
+          times=Knob(1, 5, "once|twice|three times|four times|five times"))
 def laser(generator: Generator, n: int, sample_rate: int,
           *, pitch: float = 2000.0, times: int = 3) -> Tensor: # (n,)
     "A tone that falls from `pitch` by four octaves within a third of a second, `times` over"
@@ -251,7 +256,7 @@ def typing(generator: Generator, n: int, sample_rate: int, *, rate: float = 7.0)
           rate=Knob(1.2, 7.0, "slow||fast/quick", "slowly||fast/quickly"))
 def drum(generator: Generator, n: int, sample_rate: int,
          *, pitch: float = 120.0, rate: float = 2.5) -> Tensor: # (n,)
-    "`rate` strokes a second on a skin: its modes sit at 1, 1.59, 2.14 and 2.65 times `pitch`; every fourth is accented"
+    "`rate` strokes a second, every fourth accented, on a skin with modes 1, 1.59, 2.14, 2.65 times `pitch`"
     modes = pitch * torch.tensor([1, 1.59, 2.14, 2.65])
     skin = strike(sample_rate, 0.6, modes, [0.15, 0.1, 0.07, 0.05], [1, 0.6, 0.4, 0.3])
     fade_out = torch.exp(-time_axis(len(skin), sample_rate) / 0.006)
@@ -279,7 +284,7 @@ def saw(generator: Generator, n: int, sample_rate: int,
     "`rate` strokes a second, to and fro: noise rasped by `teeth` teeth a second"
     stroke = torch.sin(math.pi * rate * time_axis(n, sample_rate))
     bite = 0.3 + (sweep(teeth * (0.5 + stroke.abs()), sample_rate) > 0)
-    forth = torch.where(stroke > 0, 1.0, 0.6)                                   # pushing cuts more than pulling
+    forth = torch.where(stroke > 0, 1.0, 0.6)                                 # pushing cuts more than pulling
     return band(noise(generator, n), sample_rate, 900, 3500) * bite * stroke.abs() * forth
 
 # %% ../../nbs/worlds/toy_kinds.ipynb #1bc602b2
@@ -320,17 +325,18 @@ def train(generator: Generator, n: int, sample_rate: int, *, rate: float = 1.5) 
     return place(n, sample_rate, starts, clack) + 1.5 * band(noise(generator, n), sample_rate, 40, 180)
 
 # %% ../../nbs/worlds/toy_kinds.ipynb #a7bde3df
-@toy_kind("the {pitch} hum of a fan; a {pitch} vacuum cleaner; a {pitch} machine hums; a {pitch} humming machine; "
-          "the {pitch} drone of an electric motor",
+@toy_kind("the {pitch} hum of a fan; a {pitch} vacuum cleaner; a {pitch} machine hums; "
+          "a {pitch} humming machine; the {pitch} drone of an electric motor",
           lasting=True, pitch=Knob(60.0, 400.0, "low/deep||high/whining"), air=Knob(0.05, 1.0))
-def hum(generator: Generator, n: int, sample_rate: int, *, pitch: float = 150.0, air: float = 0.3) -> Tensor: # (n,)
+def hum(generator: Generator, n: int, sample_rate: int,
+        *, pitch: float = 150.0, air: float = 0.3) -> Tensor: # (n,)
     "A steady motor tone with overtones, and a stream of `air`"
     tone = sweep(pitch * (1 + 0.01 * drift(generator, n, sample_rate, 3.0)), sample_rate, 10)
     return tone + air * 3 * band(noise(generator, n), sample_rate, 200, 3000)
 
 # %% ../../nbs/worlds/toy_kinds.ipynb #437e51dd
-@toy_kind("a {size} explosion; a {size} blast; a {size} bomb explodes; something explodes with a {size} bang; "
-          "a {size} boom",
+@toy_kind("a {size} explosion; a {size} blast; a {size} bomb explodes; "
+          "something explodes with a {size} bang; a {size} boom",
           size=Knob(0.15, 1.2, "small/short||huge/big"))
 def explosion(generator: Generator, n: int, sample_rate: int, *, size: float = 0.5) -> Tensor: # (n,)
     "Noise that is bright at first and dark later; dies away in `size` seconds"
@@ -349,7 +355,7 @@ def glass(generator: Generator, n: int, sample_rate: int,
     t = time_axis(int(0.25 * sample_rate), sample_rate)
     tones = pitch * 2 ** uniform(generator, pieces, -0.8, 1.0)[:, None].expand(-1, len(t))
     shards = sweep(tones, sample_rate) * torch.exp(-t / uniform(generator, pieces, 0.01, 0.06)[:, None])
-    starts = -0.25 * torch.log(uniform(generator, pieces, 0.02, 1))            # exponential: many at first, then few
+    starts = -0.25 * torch.log(uniform(generator, pieces, 0.02, 1))     # exponential: many at first, then few
     smash = band(noise(generator, n), sample_rate, pitch / 2, 2 * pitch)
     smash = smash * torch.exp(-time_axis(n, sample_rate) / 0.04)
     return place(n, sample_rate, starts, shards * 0.4) + smash
@@ -373,7 +379,7 @@ def ball(generator: Generator, n: int, sample_rate: int,
           rate=Knob(15.0, 90.0, "slow||fast/quick", "slowly||fast/quickly"))
 def creak(generator: Generator, n: int, sample_rate: int,
           *, pitch: float = 600.0, rate: float = 40.0) -> Tensor: # (n,)
-    "The hinge sticks and slips about `rate` times a second, at first slower, later faster; each slip rings at `pitch`"
+    "The hinge sticks and slips about `rate` times a second, ever faster; each slip rings at `pitch`"
     seconds = min(2.0, n / sample_rate)
     turn = torch.linspace(0, 1, max(2, int(rate * seconds)))
     starts = seconds * turn ** 0.7 + uniform(generator, len(turn), 0, 0.2 / rate)
@@ -425,42 +431,40 @@ def frog(generator: Generator, n: int, sample_rate: int,
           "barking of a {pitch} dog; a {pitch} hound barks {times}",
           pitch=Knob(180.0, 700.0, "big/large||small/little"),
           times=Knob(1, 5, "once|twice|three times|four times|five times"))
-def dog(generator: Generator, n: int, sample_rate: int, *, pitch: float = 350.0, times: int = 2) -> Tensor: # (n,)
+def dog(generator: Generator, n: int, sample_rate: int,
+        *, pitch: float = 350.0, times: int = 2) -> Tensor: # (n,)
     "`times` barks: a hoarse voice that jumps up and falls, through the two main resonances of a muzzle"
     m = int(0.3 * sample_rate)
     t = torch.linspace(0, 1, m)
     shake = 1 + 0.1 * drift(generator, m, sample_rate, 150.0)
     voice = sweep(pitch * shake * (0.7 + 0.6 * torch.sin(math.pi * t ** 0.6)), sample_rate, 12)
     voice = (voice + 0.4 * noise(generator, m)) * torch.sin(math.pi * t ** 0.5) ** 2
-    bark = band(voice, sample_rate, 2 * pitch, 3 * pitch) + 0.5 * band(voice, sample_rate, 4 * pitch, 6 * pitch)
+    bark = band(voice, sample_rate, 2 * pitch, 3 * pitch)
+    bark = bark + 0.5 * band(voice, sample_rate, 4 * pitch, 6 * pitch)
     return place(n, sample_rate, turns(times, 0.45, n, sample_rate), bark)
 
 # %% ../../nbs/worlds/toy_kinds.ipynb #8357415c
 class ToyWorld(Sequence):
-    "`n` toy clips; item `i` depends on `(seed, i)` only, and every run of as many items as there are kinds has each kind once"
+    "`n` toy clips; item `i` follows from `(seed, i)`; every round of items has each kind once"
     def __init__(self,
         n: int, # how many clips
         seed: int, # another seed, another world
         duration: float = 4.0, # seconds
         sample_rate: int = 16000, # Hz
     ):
-        if n < 1:
-            raise ValueError(f"n must be at least 1, got {n}")
+        if n < 1: raise ValueError(f"n must be at least 1, got {n}")
         self.n, self.seed, self.duration, self.sample_rate = n, seed, duration, sample_rate
 
-    def __len__(self) -> int:
-        return self.n
+    def __len__(self) -> int: return self.n
 
     def kind(self, i: int) -> str:
         "The kind of item `i`, without synthesising it"
-        block, place_in_block = divmod(i, len(TOY_KINDS))
-        g = Generator().manual_seed(seed_of("order", self.seed, block))
-        return list(TOY_KINDS)[torch.randperm(len(TOY_KINDS), generator=g)[place_in_block]]
+        round_, place_in_round = divmod(i, len(TOY_KINDS))
+        g = Generator().manual_seed(seed_of("order", self.seed, round_))
+        return list(TOY_KINDS)[torch.randperm(len(TOY_KINDS), generator=g)[place_in_round]]
 
     def __getitem__(self, i: int) -> Clip:
-        if isinstance(i, slice):
-            return [self[j] for j in range(*i.indices(self.n))]
-        if not -self.n <= i < self.n:
-            raise IndexError(f"item {i} of a toy world of {self.n}")
+        if isinstance(i, slice): return [self[j] for j in range(*i.indices(self.n))]
+        if not -self.n <= i < self.n: raise IndexError(f"item {i} of a toy world of {self.n}")
         i %= self.n
         return toy_clip(self.kind(i), seed_of(self.seed, i), self.duration, self.sample_rate)

@@ -26,7 +26,7 @@ from ..train.tokens import fill_clip
 from .listener import Listener, confusions, rank_of
 from ..data.recordings import caption_table
 from ..sound import set_level
-from ..data.toy import TOY_SPECS
+from ..data.toy import TOY_KINDS
 from ..codec.vq import Codec
 
 # %% ../../nbs/labs/adherence.ipynb #c9e685ce
@@ -59,7 +59,7 @@ def content_stems(
 def caption_words() -> frozenset[str]: # stems
     "Content words of all captions of recordings and of the toy world"
     texts = [caption for row in caption_table() for caption in row.captions]
-    for spec in TOY_SPECS.values():
+    for spec in TOY_KINDS.values():
         texts += [re.sub(r"\{\w+\}", " ", template) for template in spec.captions]
         texts += [re.sub(r"[|/]", " ", words) for knob in spec.knobs.values() for words in (knob.words, knob.how)]
     return frozenset().union(*map(content_stems, texts))
