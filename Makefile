@@ -77,7 +77,7 @@ $(BIN)/python:
 
 # The editable installs below include the plain one, so that one is skipped where they are.
 $(VENV)/.demo: $(CONFIG) $(LIBRARY) | $(BIN)/python
-	@if [ ! -e $(VENV)/.lab ] && [ ! -e $(VENV)/.dev ] && [ ! -e $(VENV)/.docs ]; then \
+	@if [ ! -e $(VENV)/.lab ] && [ ! -e $(VENV)/.dev ]; then \
 	  echo "installing audiogen_nb into $(VENV) (the first time this fetches PyTorch: a few minutes) ..."; \
 	  rm -rf build && $(PIP) . && rm -rf build; fi
 	@touch $@
@@ -92,7 +92,8 @@ $(VENV)/.dev: $(CONFIG) | $(BIN)/python
 	@$(PIP) -e '.[dev]'
 	@touch $@
 
-$(VENV)/.docs: $(CONFIG) | $(BIN)/python
-	@echo "installing audiogen_nb and the site's tools into $(VENV) (the first time: a few minutes) ..."
-	@$(PIP) -e '.[docs]'
+# The site is made of files alone: the library need not be installed, so this fetches no PyTorch.
+$(VENV)/.docs: settings.ini | $(BIN)/python
+	@echo "installing the site's tools into $(VENV) (the first time: a minute) ..."
+	@sed -n 's/^docs_requirements = //p' settings.ini | xargs $(PIP)
 	@touch $@

@@ -34,6 +34,15 @@ def comments(text: str) -> dict[int, str]:
     return found
 
 
+def described(kind) -> tuple[str, str]:
+    "A type as text, and what Annotated says of a command's option"
+    if isinstance(kind, ast.Subscript) and ast.unparse(kind.value) == "Annotated":
+        kind, option = kind.slice.elts[:2]
+        words = [k.value for k in getattr(option, "keywords", []) if k.arg == "help"]
+        return ast.unparse(kind), "".join(ast.literal_eval(w) for w in words if isinstance(w, ast.Constant))
+    return (ast.unparse(kind) if kind else ""), ""
+
+
 def parameters(node, notes: dict) -> list[list]:
     "[name, type, default, meaning] of a function's parameters or a class's fields, and of what is returned"
     if isinstance(node, ast.ClassDef):
@@ -49,18 +58,21 @@ def parameters(node, notes: dict) -> list[list]:
         found = [(stars.get(p, "") + p.arg, p.annotation, default, default or p) for p, default in pairs]
         found += [("return", node.returns, None, node.returns)] if node.returns else []
     last = {at.end_lineno: name for name, _, _, at in found}     # what ends last on a line has its comment
-    return [[name, kind and ast.unparse(kind), default and ast.unparse(default),
-             notes.get(at.end_lineno, "") if last[at.end_lineno] == name else ""]
-            for name, kind, default, at in found]
+    rows = []
+    for name, kind, default, at in found:
+        kind, said = described(kind)
+        note = notes.get(at.end_lineno, "") if last[at.end_lineno] == name else ""
+        rows.append([name, kind, ast.unparse(default) if default else "", note or said])
+    return rows
 
 
 def entry(node, kind: str, name: str, rows: list, option: str = "", inside: str = "") -> str:
     "A directive of Sphinx's Python domain: signature, docstring, table without empty columns, what is inside"
-    shown = [(n, d if len(d or "") <= 30 else "...") for n, _, d, _ in rows if n != "return"]
+    shown = [(n, d if len(d) <= 30 else "...") for n, _, d, _ in rows if n != "return"]
     call = "" if kind == "property" else "(" + ", ".join(f"{n}={d}" if d else n for n, d in shown) + ")"
     cells = [[f"`{n}`", t and f"`{t}`", d and f"`{d}`", note] for n, t, d, note in rows if t != "None"]
     columns = [c for c in zip(["Name", "Type", "Default", "Meaning"], *cells) if any(c[1:])]
-    lines = [" | ".join((cell or "").replace("|", "\\|") for cell in row) for row in zip(*columns)]
+    lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in zip(*columns)]
     lines[1:1] = [" | ".join("---" for _ in columns)]
     lines = [f"| {line} |" for line in lines if len(columns) > 1]
     fence = "`" * (6 if kind == "class" else 4)
@@ -86,8 +98,9 @@ def entries(body: list, notes: dict, public: list | None = None) -> list[str]:
             option = "".join(f":{m}:\n" for m in marks if m in ("classmethod", "staticmethod"))
             rows = parameters(node, notes)[method and "staticmethod" not in marks:]
             out.append(entry(node, kind, f"{owner}.{name}".lstrip("."), rows, option))
-        elif isinstance(node, ast.Assign) and public:
-            values = [n.id for n in ast.walk(node.targets[0]) if isinstance(n, ast.Name) and n.id in public]
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)) and public:
+            stored = [n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+            values = [name for name in stored if name in public]
             out += [f"```{{py:data}} {value}\n\n{notes.get(node.end_lineno, '')}\n```" for value in values]
     return out
 

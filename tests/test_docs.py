@@ -108,8 +108,8 @@ def test_the_reference_reads_comments_as_meanings():
     text = ("def f(a, b: int,  # of b\n      c: str = 'x', # of c,\n                    # and more\n"
             "      *rest, d=(1, 2)) -> float:  # of the result\n    pass  # of nothing\n")
     assert api.parameters(ast.parse(text).body[0], api.comments(text)) == [
-        ["a", None, None, ""], ["b", "int", None, "of b"], ["c", "str", "'x'", "of c, and more"],
-        ["*rest", None, None, ""], ["d", None, "(1, 2)", ""], ["return", "float", None, "of the result"]]
+        ["a", "", "", ""], ["b", "int", "", "of b"], ["c", "str", "'x'", "of c, and more"],
+        ["*rest", "", "", ""], ["d", "", "(1, 2)", ""], ["return", "float", "", "of the result"]]
 
 
 @pytest.fixture(scope="module")
