@@ -237,7 +237,7 @@ level. The record of them all is [sounds.csv](sounds.csv); `make sounds` makes t
 [Sounds to hear without installing](../worlds/gallery.ipynb) says how.
 """
 
-# %% ../../nbs/worlds/gallery.ipynb #4416c849
+# %% ../../nbs/worlds/gallery.ipynb #09b81286
 _SECTIONS = {"model": """## Takes of the bundled model
 
 Made by `pocket` from the text alone. **Every take has seed 0; none was chosen by ear.** The texts are the
@@ -246,8 +246,8 @@ model is judged by. How often does it hit? A network for sound effects that had 
 names the one of 744 recordings that is nearest to a take. It is one with an expected word for 7.5 % of
 plainly worded prompts (2.3 % by chance); one of the five nearest is for 23 % (7 % by chance).
 
-So listen for what is missing. In “a dog barks in the rain” there is rain and no dog: compare the mix of a bark
-and rain below. “A ticking clock” ticks once.
+So listen for what is missing. In “a dog barks in the rain” there is rain and no dog: compare the mix of a
+bark and rain below. “A ticking clock” ticks once.
 """, "recording": """## Recordings
 
 Real sounds, free to pass on. Changed: mono, 16 kHz, silence at the ends cut, level set, compressed; the dog
