@@ -7,8 +7,10 @@ import sys
 import pytest
 import torch
 
-from audiogen_nb.judge.adherence import adherence as ad
-from audiogen_nb.judge import listener as li, quality as qu, report as ev
+import audiogen_nb.judge.adherence as ad
+import audiogen_nb.judge.listener as li
+import audiogen_nb.judge.quality as qu
+import audiogen_nb.judge.report as ev
 from audiogen_nb.pipeline import AudioGen
 from audiogen_nb.sampling.request import Generation
 from audiogen_nb.lm.transformer import AudioLM
