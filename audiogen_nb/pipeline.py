@@ -283,7 +283,7 @@ def load_audiocraft(
     text_encoder: (
         TextEncoder | str | Path | None
     ) = None,  # an encoder, its name or folder; None: the one the checkpoint names
-    text_padding: str = "masked",  # "masked": every item by itself; "zeros": AudioCraft's, where batch-mates change an item
+    text_padding: str = "masked",  # "masked": every item by itself; "zeros": AudioCraft's, which depends on the batch
     dtype: (
         torch.dtype | str | None
     ) = None,  # of the language model: "float32", "bfloat16" or "int8", for generation only;

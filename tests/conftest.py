@@ -16,7 +16,8 @@ os.environ.setdefault("MPLBACKEND", "agg")
 NUMERIC = {"test_audiogen", "test_codec", "test_codec_parity", "test_data", "test_evaluate", "test_lm", "test_longer", "test_lora",
            "test_losses", "test_mixing", "test_official", "test_quantizer", "test_sampling", "test_streams", "test_text", "test_words"}
 NUMERIC_NOTEBOOKS = {f"nbs/{name}.ipynb" for name in (
-    "worlds/toy", "engine/chunks")}
+    "worlds/toy", "worlds/toy_kinds", "02_sound", "04_mixing", "05_seanet", "06_codebook", "07_residual", "08_losses", "13_transformer",
+    "15_sampling", "engine/balancer", "engine/chunks", "engine/linear", "engine/windows", "peers/audiocraft_codec")}
 
 
 def pytest_configure(config):

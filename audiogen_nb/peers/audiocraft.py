@@ -287,7 +287,8 @@ def save_audiocraft(
     _check_saveable(model)
     if name is None:
         print(
-            f"AudioCraft finds a text encoder by its name, and {type(model.text_encoder).__name__} has none: to load this "
+            f"AudioCraft finds a text encoder by its name, and {type(model.text_encoder).__name__} has none: to load "
+            "this "
             "checkpoint pass text_encoder=",
             file=sys.stderr,
         )

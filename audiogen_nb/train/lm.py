@@ -244,7 +244,8 @@ def model_card(
     c, l, g = model.codec, model.lm.config, model.generation
     return f"""# pocket
 
-A small AudioGen model for trying things out on a CPU: text to {g.max_duration:g} s of {c.sample_rate // 1000} kHz mono audio.
+A small AudioGen model for trying things out on a CPU: text to {g.max_duration:g} s of
+{c.sample_rate // 1000} kHz mono audio.
 
 | part | |
 |---|---|
@@ -253,7 +254,7 @@ A small AudioGen model for trying things out on a CPU: text to {g.max_duration:g
 | text | static word table distilled from all-MiniLM-L6-v2 (Apache-2.0) |
 
 Trained from scratch by the commands of this repository (`make pocket`) with the configuration below, on recordings from
-Debian packages and on the procedural toy world of "Thirty kinds of sound". It knows a few dozen kinds of short sounds (animals, tools,
+Debian packages and on the procedural toy world. It knows a few dozen kinds of short sounds (animals, tools,
 vehicles, weapons, drums, weather) and nothing else: no speech, no music beyond drum loops, no scenes it has not heard.
 
 ## Training
