@@ -4,11 +4,13 @@
 
 Nothing is executed. MathJax is fetched once, by npm, into _docs; after that no network is needed.
 """
+import ast
 import json
 import re
 import shutil
 import subprocess
 import sys
+from html import escape
 from pathlib import Path
 
 import api
@@ -27,8 +29,8 @@ def markdown(name: str, text: str) -> dict:
     return {"cell_type": "markdown", "id": name, "metadata": {}, "source": text}
 
 
-def convert(path: Path, src: Path, linked: set[str]):
-    "Copy a notebook and the files it links; links to modules and sounds become what a page can show"
+def shown(text: str, path: Path, src: Path) -> str:
+    "Markdown of a file: a sound gets a player, a module its place in the reference, other files are copied"
     def link(match):
         label, (target, _, place) = match["label"], match["target"].partition("#")
         file = (path.parent / target).resolve()
@@ -39,21 +41,31 @@ def convert(path: Path, src: Path, linked: set[str]):
             slug = re.sub(r"[^\w-]", "", place.lower())
             return f"[{label}](#cell-{cell[1]})" if cell else f"[{label}]({target}{'#' * bool(slug)}{slug})"
         if file.suffix == ".ogg":
-            return f'{label} <audio controls preload="none" src="{target}" title="{label}"></audio>'
+            return f'{label} <audio controls preload="none" src="{target}" title="{escape(label)}"></audio>'
         name = file.relative_to(ROOT)
         if file.suffix == ".py" and name.parts[0] == "audiogen_nb":
-            return f"[{label}](#{'.'.join(name.with_suffix('').parts)})"
-        (src / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(file, src / name)
+            module = ".".join(name.with_suffix("").parts)
+            public = label.strip("`") in api.public(ast.parse(api.source(module)))
+            return f"[{label}](#{module}{'.' + label.strip('`') if public else ''})"
+        if not (src / name).exists():
+            (src / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, src / name)
+            if file.suffix == ".md":
+                page = shown(file.read_text(encoding="utf-8"), file, src)
+                (src / name).write_text(page, encoding="utf-8")
         return match[0]
+    return LINK.sub(link, text)
 
+
+def convert(path: Path, src: Path, linked: set[str]):
+    "Copy a notebook without directives and hidden cells; exported cells get a tag, linked ones a label"
     nb, cells = json.loads(path.read_text(encoding="utf-8")), []
     for cell in nb["cells"]:
         text = "".join(cell["source"])
         if cell["id"] in linked:
             cells.append(markdown(f"to-{cell['id']}", f"(cell-{cell['id']})="))
         if cell["cell_type"] == "markdown":
-            text = "" if text.startswith("← ") else LINK.sub(link, text)      # the site has its own buttons
+            text = "" if text.startswith("← ") else shown(text, path, src)      # pages have buttons
             cells.append(cell | {"source": text})
             continue
         marks = re.findall(r"^#\s*\|\s*(\w+)", text, re.M)
@@ -139,7 +151,7 @@ def build(out: Path):
         (shutil.copytree if (library / part).is_dir() else shutil.copy)(library / part, to)
     for folder in ("nbs/sounds", "nbs/figures"):           # under the names that the notebooks give them
         if (ROOT / folder).exists():
-            shutil.copytree(ROOT / folder, site / folder)
+            shutil.copytree(ROOT / folder, site / folder, dirs_exist_ok=True)
     print(f"the book is at {site / 'index.html'}")
 
 
