@@ -10,11 +10,13 @@ WORKER = """
 import sys, torch
 from torch import distributed
 from audiogen_nb.codec.vq import ResidualQuantizer
+from audiogen_nb.engine.processes import share_codebooks
 rank, folder = int(sys.argv[1]), sys.argv[2]
 distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
 state = torch.load(f"{folder}/start.pt")
 torch.manual_seed(100 + rank)                       # the processes' own chance must not matter
 rvq = ResidualQuantizer(4, 3, 16, decay=0.8, dropout=0.6)
+share_codebooks(rvq)
 rvq.start_from(state["start"], torch.Generator().manual_seed(rank))
 rvq.codebooks[1].entries += 30; rvq.codebooks[1].total += 30
 out = [rvq(batch.chunk(2)[rank], torch.Generator().manual_seed(n)) for n, batch in enumerate(state["batches"])]
