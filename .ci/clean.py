@@ -27,12 +27,12 @@ def _keep(output) -> bool:
 def clean_text(text: str) -> str:
     "The notebook `text` (JSON) as it should be committed"
     nb = json.loads(text)
+    folded = [cell["metadata"].get("jupyter", {}).get("source_hidden") for cell in nb["cells"]]   # refusals, at a chapter's end
     cfg = get_config(path=ROOT)
     clean_nb(nb, clear_all=cfg.clear_all, clean_ids=cfg.clean_ids)
     nb["metadata"].pop("widgets", None)
-    for cell in nb["cells"]:
-        folded = cell["metadata"].get("jupyter", {}).get("source_hidden")       # refusals at the end of a chapter
-        cell["metadata"] = {"jupyter": {"source_hidden": True}} if folded else {}
+    for cell, hidden in zip(nb["cells"], folded):
+        cell["metadata"] = {"jupyter": {"source_hidden": True}} if hidden else {}
         if "outputs" in cell:
             cell["outputs"] = [o for o in cell["outputs"] if _keep(o)]
     return json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
