@@ -338,6 +338,23 @@ def _nested(settings):
         node[leaf] = value
     return tree
 
+# %% ../../nbs/peers/audiocraft.ipynb #54bdff8a
+_LM_UNUSED = {  # what AudioCraft can switch on and AudioGen leaves off
+    "transformer_lm.dropout": 0.0,
+    "transformer_lm.emb_lr": None,
+    "transformer_lm.custom": False,
+    "transformer_lm.memory_efficient": True,
+    "transformer_lm.attention_as_float32": False,
+    "transformer_lm.xpos": False,
+    "transformer_lm.checkpointing": "none",
+    "transformer_lm.weight_init": "gaussian",
+    "transformer_lm.depthwise_init": "current",
+    "transformer_lm.zero_bias_init": True,
+    "transformer_lm.cross_attention": False,  # as in AudioCraft's own files: fuser.cross decides
+    "transformer_lm.attention_dropout": None,
+    "transformer_lm.two_step_cfg": False,
+}
+
 # %% ../../nbs/peers/audiocraft.ipynb #07b0e3e2
 def _lm_yaml(model, text_name):
     "The settings that AudioCraft builds a language model from"
@@ -346,6 +363,7 @@ def _lm_yaml(model, text_name):
     return _nested(
         {
             **_LM_FIXED,
+            **_LM_UNUSED,
             **{f"transformer_lm.{k}": v for k, v in sizes.items()},
             "solver": "audiogen",
             "device": "cpu",
@@ -364,19 +382,6 @@ def _lm_yaml(model, text_name):
                 if c.pattern == "delay"
                 else dict(empty_initial=0)
             ),
-            "transformer_lm.dropout": 0.0,
-            "transformer_lm.emb_lr": None,
-            "transformer_lm.custom": False,
-            "transformer_lm.memory_efficient": True,
-            "transformer_lm.attention_as_float32": False,
-            "transformer_lm.xpos": False,
-            "transformer_lm.checkpointing": "none",
-            "transformer_lm.weight_init": "gaussian",
-            "transformer_lm.depthwise_init": "current",
-            "transformer_lm.zero_bias_init": True,
-            "transformer_lm.cross_attention": False,  # as in AudioCraft's own files: fuser.cross decides
-            "transformer_lm.attention_dropout": None,
-            "transformer_lm.two_step_cfg": False,
             "classifier_free_guidance": dict(training_dropout=0.1, inference_coef=g.guidance_scale),
             "attribute_dropout": {},
             "fuser.cross_attention_pos_emb_scale": 1,
@@ -392,6 +397,8 @@ def _lm_yaml(model, text_name):
 def _codec_yaml(codec):
     "The settings that AudioCraft builds a codec from"
     c = codec.config
+    rvq = dict(n_q=c.n_q, bins=c.card, q_dropout=False, decay=0.99, kmeans_init=True, kmeans_iters=50,
+               threshold_ema_dead_code=2, orthogonal_reg_weight=0.0, orthogonal_reg_active_codes_only=False)
     return _nested(
         {
             **_CODEC_FIXED,
@@ -415,17 +422,7 @@ def _codec_yaml(codec):
             "seanet.decoder.trim_right_ratio": 1.0,
             "seanet.decoder.final_activation_params": None,
             "seanet.encoder": {},
-            "rvq": dict(
-                n_q=c.n_q,
-                q_dropout=False,
-                bins=c.card,
-                decay=0.99,
-                kmeans_init=True,
-                kmeans_iters=50,
-                threshold_ema_dead_code=2,
-                orthogonal_reg_weight=0.0,
-                orthogonal_reg_active_codes_only=False,
-            ),
+            "rvq": rvq,
             "no_quant": {},
             "dataset.segment_duration": 1,
         }
