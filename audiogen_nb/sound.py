@@ -8,6 +8,7 @@ __all__ = ['check_audio', 'level_db', 'peak_db', 'set_level', 'fit_length', 'fad
 
 # %% ../nbs/02_sound.ipynb #cb51d078
 import math
+import os
 import warnings
 from pathlib import Path
 
@@ -15,7 +16,9 @@ import soundfile
 import torch
 import torchaudio
 
+from .arguments import whole_number
 from .files import atomic_path
+from .soundfiles import SUBTYPES, check_format, read_mono, write_sound
 
 # %% ../nbs/02_sound.ipynb #73ff2ca6
 def check_audio(
@@ -35,6 +38,15 @@ def check_audio(
         raise ValueError(f"{name} has NaN or infinite samples; remove them with torch.nan_to_num "
                          "or check the source")
     return audio
+
+# %% ../nbs/02_sound.ipynb #34062042
+def _one_clip(audio: torch.Tensor) -> torch.Tensor: # (1, T) or (T,) -> (T,) float32 on the CPU
+    "What is written, drawn or played: one mono clip"
+    audio = check_audio(audio).detach().cpu().float()
+    if audio.numel() != audio.shape[-1]:
+        raise ValueError(f"this takes one mono clip, (1, T) or (T,), got shape {list(audio.shape)}; index the batch first, "
+                         "or average the channels")
+    return audio.reshape(-1)
 
 # %% ../nbs/02_sound.ipynb #93ce0589
 def level_db(
@@ -77,7 +89,7 @@ def fade(
 ) -> torch.Tensor: # (..., T)
     "Taper both ends with half a cosine so that the clip neither starts nor stops with a click"
     n = min(int(seconds * sample_rate), audio.shape[-1] // 2)
-    ramp = torch.sin(torch.linspace(0, math.pi / 2, n + 1, device=audio.device)[:n]) ** 2
+    ramp = torch.sin(torch.linspace(0, math.pi / 2, n + 1, device=audio.device, dtype=audio.dtype)[:n]) ** 2
     out = audio.clone()
     out[..., :n] *= ramp
     out[..., audio.shape[-1] - n:] *= ramp.flip(0)
@@ -89,10 +101,23 @@ def resample(
     from_rate: int, # Hz
     to_rate: int, # Hz
 ) -> torch.Tensor: # (..., ceil(T * to_rate / from_rate)) at `to_rate`
-    "Band-limited resampling"
-    if from_rate <= 0 or to_rate <= 0:
-        raise ValueError(f"sample rates must be positive, got {from_rate} and {to_rate} Hz")
-    return torchaudio.functional.resample(check_audio(audio), from_rate, to_rate)
+    "Band-limited resampling; between rates with no large common factor without gradients"
+    from_rate, to_rate = whole_number(from_rate, "from_rate", 1), whole_number(to_rate, "to_rate", 1)
+    common = math.gcd(from_rate, to_rate)
+    if (from_rate // common) * (to_rate // common) <= 2 ** 20:           # elements of torchaudio's filter bank
+        return torchaudio.functional.resample(check_audio(audio), from_rate, to_rate)
+    return _resample_coprime(check_audio(audio), from_rate, to_rate)
+
+# %% ../nbs/02_sound.ipynb #fdc95ed2
+def _resample_coprime(audio, from_rate, to_rate):
+    "By the soxr library, whose filter does not grow with the rates: for torchaudio 44 099 Hz would take gigabytes"
+    import soxr
+    if audio.requires_grad:
+        raise ValueError(f"no gradients pass between {from_rate} and {to_rate} Hz; pass audio.detach(), or other rates")
+    columns = audio.cpu().float().reshape(-1, audio.shape[-1]).T.contiguous().numpy()      # (T, N)
+    made = torch.from_numpy(soxr.resample(columns, from_rate, to_rate)).T
+    made = fit_length(made, -(-audio.shape[-1] * to_rate // from_rate))
+    return made.reshape(*audio.shape[:-1], -1).to(audio)
 
 # %% ../nbs/02_sound.ipynb #9b1d6e02
 def peak_hz(
@@ -104,32 +129,23 @@ def peak_hz(
 
 # %% ../nbs/02_sound.ipynb #80cb731e
 def load_audio(
-    path: str | Path, # any format libsndfile reads (WAV, FLAC, OGG, MP3, ...)
+    path: str | os.PathLike, # any format libsndfile reads (WAV, FLAC, OGG, MP3, ...)
     sample_rate: int | None = None, # resample to this rate (Hz); None keeps the file's own
 ) -> tuple[torch.Tensor, int]: # audio (1, T) float32, and its rate in Hz
     "Read a sound file as mono float32"
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no sound file at {path}")
-    try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)   # (T, channels)
-    except soundfile.LibsndfileError as e:
-        raise ValueError(f"cannot read {path} as audio ({e}); convert it to WAV or FLAC") from e
-    audio = check_audio(torch.from_numpy(samples).mean(1)[None], str(path))
-    if sample_rate is None or sample_rate == rate:
-        return audio, rate
-    return resample(audio, rate, sample_rate), sample_rate
+    wanted = None if sample_rate is None else whole_number(sample_rate, "sample_rate", 1)
+    samples, rate = read_mono(path)                                       # (T,)
+    audio = check_audio(torch.from_numpy(samples)[None], str(path))
+    return (audio, rate) if wanted in (None, rate) else (resample(audio, rate, wanted), wanted)
 
 # %% ../nbs/02_sound.ipynb #42b0c7aa
-_SUBTYPES = {".wav": "PCM_16", ".flac": "PCM_16", ".ogg": "VORBIS"}
-
-def _check_target(path: Path, audio: torch.Tensor, overwrite: bool) -> None:
-    "Refuse a suffix, a shape or a place that cannot be written"
-    if path.suffix.lower() not in _SUBTYPES:
-        raise ValueError(f"cannot write {path.name}: the suffix must be one of {', '.join(_SUBTYPES)}")
-    if audio.numel() != audio.shape[-1]:
-        raise ValueError(f"save_audio writes one mono clip (1, T), got shape {list(audio.shape)}; "
-                         "index the batch first")
+def _check_target(path: Path, overwrite: bool) -> None:
+    "Refuse a suffix or a place that cannot be written"
+    if path.suffix.lower() not in SUBTYPES:
+        raise ValueError(f"cannot write {path.name}: the suffix must be one of {', '.join(SUBTYPES)}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder {path.parent} does not exist; create it first")
     if path.exists() and not overwrite:
@@ -137,21 +153,21 @@ def _check_target(path: Path, audio: torch.Tensor, overwrite: bool) -> None:
 
 # %% ../nbs/02_sound.ipynb #c8fefe59
 def save_audio(
-    path: str | Path, # suffix .wav, .flac or .ogg decides the format
+    path: str | os.PathLike, # suffix .wav, .flac or .ogg decides the format
     audio: torch.Tensor, # (1, T) or (T,) in [-1, 1]; samples beyond are clipped, with a warning
     sample_rate: int, # Hz
     overwrite: bool = False, # replace an existing file
+    tags: dict | None = None, # kept in the file, e.g. how the sound was made; "prompt" becomes the title
 ) -> Path: # the path written
     "Write one mono clip; the file appears whole or not at all"
-    path, audio = Path(path), check_audio(audio).detach().cpu().float()
-    _check_target(path, audio, overwrite)
+    path, audio, sample_rate = Path(path), _one_clip(audio), whole_number(sample_rate, "sample_rate", 1)
+    _check_target(path, overwrite)
+    check_format(path.suffix, sample_rate, len(audio))
     if audio.abs().max() > 1:
-        peak = peak_db(audio.flatten()).item()
-        warnings.warn(f"clipping {path.name}: peak {peak:.1f} dBFS; lower it with set_level")
+        warnings.warn(f"clipping {path.name}: peak {peak_db(audio).item():.1f} dBFS; lower it with set_level")
     with atomic_path(path) as temporary:
         try:
-            soundfile.write(temporary, audio.flatten().clamp(-1, 1).numpy(), sample_rate,
-                            subtype=_SUBTYPES[path.suffix.lower()], format=path.suffix[1:].upper())
+            write_sound(temporary, audio.clamp(-1, 1).numpy(), sample_rate, path.suffix, tags)
         except soundfile.LibsndfileError as e:
             raise OSError(f"could not write {path} ({e}); is the disk full?") from e
     return path
@@ -172,13 +188,14 @@ def log_mel(
     n_mels: int = 64, # frequency bands
 ) -> torch.Tensor: # (..., n_mels, 1 + T // hop_length), natural logarithm of the magnitude, floor at 1e-5
     "Log-magnitude mel spectrogram, centred windows"
-    window = torch.hann_window(n_fft, device=audio.device)                    # w
-    spec = torch.stft(check_audio(audio).flatten(0, -2), n_fft, hop_length, window=window,
+    window = torch.hann_window(n_fft, device=audio.device, dtype=audio.dtype)               # w
+    spec = torch.stft(check_audio(audio).reshape(-1, audio.shape[-1]), n_fft, hop_length, window=window,
                       pad_mode="constant", return_complex=True).abs()         # |X|
     spec = spec / window.square().sum().sqrt()
-    bank = torchaudio.functional.melscale_fbanks(n_fft // 2 + 1, 0.0, sample_rate / 2, n_mels, sample_rate)
+    with torch.device("cpu"):                     # whatever torch.set_default_device says
+        bank = torchaudio.functional.melscale_fbanks(n_fft // 2 + 1, 0.0, sample_rate / 2, n_mels, sample_rate)
     mel = bank.T.to(spec) @ spec                                              # (N, n_mels, frames)
-    return mel.clamp_min(1e-5).log().unflatten(0, audio.shape[:-1])           # S
+    return mel.clamp_min(1e-5).log().reshape(*audio.shape[:-1], *mel.shape[1:])           # S
 
 # %% ../nbs/02_sound.ipynb #71e3c0d8
 def draw_mel(
@@ -190,7 +207,7 @@ def draw_mel(
 ):
     "Draw a log-mel spectrogram: time in s, frequency in Hz, level in dB with a colour bar; returns the image"
     import matplotlib.pyplot as plt
-    audio = check_audio(audio).detach().cpu().float().reshape(1, -1)
+    audio = _one_clip(audio)[None]
     level = log_mel(audio, sample_rate, hop_length=hop_length, n_mels=n_mels)[0] * 20 / math.log(10)     # dB
     seconds = audio.shape[-1] / sample_rate
     image = axis.imshow(level.numpy(), origin="lower", aspect="auto", extent=(0, seconds, -0.5, n_mels - 0.5),
@@ -212,7 +229,7 @@ def show(
 ):
     "Draw the waveform and the log-mel spectrogram of one clip on a shared time axis; returns the figure"
     import matplotlib.pyplot as plt
-    audio = check_audio(audio).detach().cpu().float().reshape(-1)
+    audio = _one_clip(audio)
     if axes is None:
         _, axes = plt.subplots(2, 1, figsize=(7, 3), dpi=100, sharex=True, layout="constrained",
                                gridspec_kw={"height_ratios": [1, 2]})
@@ -234,10 +251,13 @@ def play(
     import io
 
     from IPython.display import HTML
-    audio = fade(check_audio(audio).detach().cpu().float().reshape(-1), sample_rate)
+    audio = _one_clip(audio)
+    if not 8_000 <= sample_rate <= 96_000:                # rates that browsers play
+        audio, sample_rate = resample(audio, sample_rate, 48_000), 48_000
+    audio = fade(audio, sample_rate)
     audio = audio.clamp(-1, 1) if level is None else set_level(audio, level)
     data = io.BytesIO()
-    soundfile.write(data, audio.numpy(), sample_rate, format="OGG", subtype="VORBIS")
+    write_sound(data, audio.numpy(), sample_rate, ".ogg")
     source = "data:audio/ogg;base64," + base64.b64encode(data.getvalue()).decode()
     caption = f"<figcaption>{html.escape(label)}</figcaption>" if label else ""
     return HTML(f'<figure style="margin:4px 0">{caption}<audio controls src="{source}"></audio></figure>')

@@ -169,7 +169,7 @@ def graph() -> dict:
     return {module: (imports(p) & files.keys()) - {module} for module, p in files.items()}
 
 
-CORE_MODULES = {"arguments", "files", "sound", "data.clips", "data.mixing", "codec.seanet", "codec.codebook", "codec.vq", "codec.losses",
+CORE_MODULES = {"arguments", "files", "sound", "soundfiles", "data.clips", "data.mixing", "codec.seanet", "codec.codebook", "codec.vq", "codec.losses",
                 "codec.adversarial", "codec.balancer", "text.encoders", "lm.streams", "lm.transformer", "sampling.choosing",
                 "sampling.request", "sampling.loop"}
 
@@ -213,7 +213,7 @@ def test_inference_loads_what_it_needs_and_no_more():
     loaded = set(done.stdout.split())
     wanted = {"codec.codebook", "codec.seanet", "codec.vq", "engine.budget", "engine.chunks", "engine.linear", "engine.windows",
               "arguments", "files", "hub", "lm.streams", "lm.transformer", "pipeline", "sampling.choosing", "sampling.loop", "sampling.request",
-              "sound", "text.encoders", "text.hf"}
+              "sound", "soundfiles", "text.encoders", "text.hf"}
     packages = {"audiogen_nb", *(f"audiogen_nb.{p}" for p in ("codec", "engine", "lm", "sampling", "text"))}
     assert loaded - packages <= {f"audiogen_nb.{m}" for m in wanted}, loaded - packages - {f"audiogen_nb.{m}" for m in wanted}
 

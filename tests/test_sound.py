@@ -1,11 +1,16 @@
 """Sound as a tensor: levels, edges, files that appear whole, pictures with units, and what is refused."""
 import math
+import subprocess
+import sys
+import warnings
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import soundfile
 import torch
 
+from audiogen_nb.soundfiles import read_tags
 from audiogen_nb.sound import (check_audio, draw_mel, fade, fit_length, hz_to_mel, level_db, load_audio, log_mel, peak_db,
                                peak_hz, play, resample, save_audio, set_level, show)
 
@@ -46,7 +51,7 @@ def test_resampling_keeps_the_pitch():
     low = resample(high, 44_100, RATE)
     assert low.shape == (1, RATE) and abs(peak_hz(low[0], RATE) - 440) < 1 and abs(peak_hz(high[0], 44_100) - 440) < 1
     for rates in ((0, RATE), (RATE, -1)):
-        with pytest.raises(ValueError, match="positive"):
+        with pytest.raises(ValueError, match="at least 1"):
             resample(high, *rates)
 
 
@@ -76,7 +81,7 @@ def test_files_that_cannot_be_written(tmp_path):
         save_audio(tmp_path / "no" / "x.wav", TONE, RATE)
     with pytest.raises(ValueError, match="one mono clip"):
         save_audio(tmp_path / "x.wav", torch.stack([TONE, TONE]), RATE)
-    with patch("soundfile.write", side_effect=soundfile.LibsndfileError(2)):
+    with patch("soundfile.SoundFile.write", side_effect=soundfile.LibsndfileError(2)):
         with pytest.raises(OSError, match="is the disk full?"):
             save_audio(tmp_path / "x.wav", TONE, RATE)
     with pytest.warns(UserWarning, match="clipping loud.wav: peak 6.0 dBFS"):
@@ -117,3 +122,107 @@ def test_player():
     player = play(TONE, RATE, label="<440 Hz>").data
     assert "&lt;440 Hz" in player and len(player) < TONE.numel()
     assert "figcaption" not in play(TONE, RATE).data and play(TONE, RATE, level=None).data != play(TONE, RATE).data
+
+
+# What people's files, rates and shapes do to it
+
+@pytest.mark.parametrize("stack", [256, 1024])
+def test_long_ogg_needs_little_stack(tmp_path, stack):
+    "The encoder of OGG puts what it is given on the stack: a call with 60 s at 44.1 kHz used to end the process"
+    code = ("import numpy as np, soundfile; from audiogen_nb.soundfiles import write_sound\n"
+            "x = np.random.default_rng(0).uniform(-0.3, 0.3, 60 * 44_100).astype('float32')\n"
+            "write_sound('a.ogg', x, 44_100, '.ogg'); assert soundfile.info('a.ogg').frames == len(x)")
+    done = subprocess.run(["bash", "-c", f"ulimit -s {stack}; exec {sys.executable} -c \"{code}\""], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_player_of_any_rate():
+    for rate in (500, 200_001, 300_000):
+        assert "data:audio/ogg" in play(TONE, rate).data
+
+
+@pytest.mark.parametrize("suffix, rate", [(".ogg", 200_001), (".ogg", 300_000), (".flac", 70_001), (".flac", 700_000)])
+def test_what_a_format_cannot_hold_is_refused(tmp_path, suffix, rate):
+    with pytest.raises(ValueError, match=f"cannot hold a rate of {rate} Hz"):
+        save_audio(tmp_path / f"x{suffix}", TONE, rate)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rates", [(44_099, 16_000), (16_001, 16_000), (16_000, 44_101), (999_983, 16_000)])
+def test_coprime_rates_take_little_memory(rates):
+    "torchaudio's filter bank would take 2.8 GB from 44 099 Hz; the pitch is kept all the same"
+    seconds = torch.arange(rates[0]) / rates[0]
+    low = resample(torch.sin(2 * math.pi * 440 * seconds)[None], *rates)
+    assert low.shape == (1, rates[1]) and abs(peak_hz(low[0], rates[1]) - 440) < 1
+    assert resample(torch.zeros(2, 3, 1000), 44_099, 16_000).shape == (2, 3, 363)
+    with pytest.raises(ValueError, match="no gradients"):
+        resample(torch.zeros(1, 10, requires_grad=True), *rates)
+
+
+def test_both_resamplers_agree():
+    "44 100 to 16 000 Hz by torchaudio, 44 099 by soxr: the same sweep, away from the ends and the band's edge"
+    def sweep(rate):
+        t = torch.arange(rate) / rate
+        return torch.sin(2 * math.pi * (100 * t + 1000 * t.square()))[None]
+    a, b = resample(sweep(44_100), 44_100, RATE), resample(sweep(44_099), 44_099, RATE)
+    assert (a - b)[..., 400:-400].abs().max() < 0.01
+
+
+def test_numbers_of_other_libraries_are_numbers(tmp_path):
+    path = save_audio(str(tmp_path / "a.wav"), TONE, np.int64(RATE))
+    assert load_audio(path, torch.tensor(8000))[1] == 8000 and resample(TONE, np.int32(RATE), 8000).shape[-1] == RATE // 2
+    with pytest.raises(TypeError, match="sample_rate must be a whole number"):
+        save_audio(tmp_path / "b.wav", TONE, 16_000.5)
+
+
+@pytest.mark.parametrize("shape", [(2, 100), (2, 1, 100), (1, 2, 100)])
+def test_one_clip_at_a_time(tmp_path, shape):
+    for call in (lambda x: play(x, RATE), lambda x: show(x, RATE), lambda x: save_audio(tmp_path / "x.wav", x, RATE)):
+        with pytest.raises(ValueError, match="one mono clip"):
+            call(torch.zeros(shape))
+    assert log_mel(torch.zeros(shape), RATE).shape == (*shape[:-1], 64, 1)
+    assert log_mel(torch.zeros(100), RATE).shape == (64, 1)
+
+
+def test_other_people_s_defaults():
+    "torch.set_default_dtype changes no more than the rounding of a filter bank"
+    wanted = log_mel(TONE, RATE), resample(TONE, RATE, 8000), fade(TONE, RATE)
+    code = lambda: (log_mel(TONE, RATE), resample(TONE, RATE, 8000), fade(TONE, RATE))
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert all(a.dtype == b.dtype and (a - b).abs().max() < 1e-5 for a, b in zip(code(), wanted))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_opposite_phase_is_said(tmp_path):
+    soundfile.write(tmp_path / "two.wav", torch.stack([TONE[0], -0.99 * TONE[0]], 1).numpy(), RATE)
+    with pytest.warns(UserWarning, match="two.wav are of opposite phase"):
+        load_audio(tmp_path / "two.wav")
+    soundfile.write(tmp_path / "ok.wav", torch.stack([TONE[0], 0 * TONE[0]], 1).numpy(), RATE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_audio(tmp_path / "ok.wav")
+
+
+def test_a_header_is_only_a_claim(tmp_path):
+    path = save_audio(tmp_path / "a.wav", TONE, RATE)
+    data = bytearray(path.read_bytes())
+    for rate in (1, 99, 2_000_000_000):
+        data[24:28] = rate.to_bytes(4, "little")
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=f"says {rate} Hz"):
+            load_audio(path, RATE)
+    data[24:28], data[40:44] = RATE.to_bytes(4, "little"), (2 ** 31 - 2).to_bytes(4, "little")
+    path.write_bytes(data)
+    assert load_audio(path)[0].shape == TONE.shape                # 2 GB claimed, a second there
+
+
+def test_tags_stay_in_the_file(tmp_path):
+    for suffix in (".wav", ".flac", ".ogg"):
+        path = save_audio(tmp_path / f"a{suffix}", TONE, RATE, tags={"prompt": "a dog\n雨", "seed": 2 ** 60})
+        assert read_tags(path) == {"prompt": "a dog\n雨", "seed": 2 ** 60}
+    with soundfile.SoundFile(tmp_path / "b.wav", "w", RATE, 1) as file:
+        file.comment = "not ours"
+    assert read_tags(tmp_path / "b.wav") == {}
