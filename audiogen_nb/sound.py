@@ -18,7 +18,7 @@ import torchaudio
 
 from .arguments import whole_number
 from .files import atomic_path
-from .soundfiles import SUBTYPES, check_format, read_mono, write_sound
+from .soundfiles import SUBTYPES, check_format, read_mono, resample_coprime, write_sound
 
 # %% ../nbs/02_sound.ipynb #73ff2ca6
 def check_audio(
@@ -44,8 +44,8 @@ def _one_clip(audio: torch.Tensor) -> torch.Tensor: # (1, T) or (T,) -> (T,) flo
     "What is written, drawn or played: one mono clip"
     audio = check_audio(audio).detach().cpu().float()
     if audio.numel() != audio.shape[-1]:
-        raise ValueError(f"this takes one mono clip, (1, T) or (T,), got shape {list(audio.shape)}; index the batch first, "
-                         "or average the channels")
+        raise ValueError(f"this takes one mono clip, (1, T) or (T,), got shape {list(audio.shape)}; "
+                         "index the batch first, or average the channels")
     return audio.reshape(-1)
 
 # %% ../nbs/02_sound.ipynb #93ce0589
@@ -55,7 +55,6 @@ def level_db(
     "RMS level of each clip in decibels relative to full scale"
     return 10 * torch.log10(check_audio(audio).square().mean(-1).clamp_min(1e-12))    # L(x)
 
-# %% ../nbs/02_sound.ipynb #a2895cb9
 def peak_db(
     audio: torch.Tensor, # (..., T)
 ) -> torch.Tensor: # (...) largest magnitude in dBFS; above 0 would clip
@@ -106,17 +105,10 @@ def resample(
     common = math.gcd(from_rate, to_rate)
     if (from_rate // common) * (to_rate // common) <= 2 ** 20:           # elements of torchaudio's filter bank
         return torchaudio.functional.resample(check_audio(audio), from_rate, to_rate)
-    return _resample_coprime(check_audio(audio), from_rate, to_rate)
-
-# %% ../nbs/02_sound.ipynb #fdc95ed2
-def _resample_coprime(audio, from_rate, to_rate):
-    "By the soxr library, whose filter does not grow with the rates: for torchaudio 44 099 Hz would take gigabytes"
-    import soxr
-    if audio.requires_grad:
+    if check_audio(audio).requires_grad:
         raise ValueError(f"no gradients pass between {from_rate} and {to_rate} Hz; pass audio.detach(), or other rates")
-    columns = audio.cpu().float().reshape(-1, audio.shape[-1]).T.contiguous().numpy()      # (T, N)
-    made = torch.from_numpy(soxr.resample(columns, from_rate, to_rate)).T
-    made = fit_length(made, -(-audio.shape[-1] * to_rate // from_rate))
+    columns = audio.cpu().float().reshape(-1, audio.shape[-1]).T.numpy()                             # (T, N)
+    made = torch.from_numpy(resample_coprime(columns, from_rate, to_rate)).T
     return made.reshape(*audio.shape[:-1], -1).to(audio)
 
 # %% ../nbs/02_sound.ipynb #9b1d6e02

@@ -187,11 +187,12 @@ def test_one_clip_at_a_time(tmp_path, shape):
 
 def test_other_people_s_defaults():
     "torch.set_default_dtype changes no more than the rounding of a filter bank"
-    wanted = log_mel(TONE, RATE), resample(TONE, RATE, 8000), fade(TONE, RATE)
-    code = lambda: (log_mel(TONE, RATE), resample(TONE, RATE, 8000), fade(TONE, RATE))
+    noise = torch.randn(1, RATE, generator=torch.Generator().manual_seed(0))
+    code = lambda: (log_mel(noise, RATE), resample(noise, RATE, 8000), fade(noise, RATE))
+    wanted = code()
     try:
         torch.set_default_dtype(torch.float64)
-        assert all(a.dtype == b.dtype and (a - b).abs().max() < 1e-5 for a, b in zip(code(), wanted))
+        assert all(a.dtype == b.dtype and (a - b).abs().max() < 1e-4 for a, b in zip(code(), wanted))
     finally:
         torch.set_default_dtype(torch.float32)
 
