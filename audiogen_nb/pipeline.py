@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -17,15 +18,17 @@ from fastcore.basics import patch
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from .arguments import whole_number
 from .codec.vq import Codec
 from .engine.budget import check_memory
 from .engine.chunks import StreamingCodec
 from .engine.linear import precision, use_row_linear
+from .engine.surroundings import each_in_own_surroundings, own_surroundings
 from .engine.windows import decode_windows, plan_windows
 from .hub import ModelOfParts, Parts, layout_of, load_parts, model_folder
 from .lm.transformer import AudioLM
 from .sampling.loop import best_of
-from .sampling.request import Generation, Request, as_seeds, as_texts, one_text_each
+from .sampling.request import Generation, Request, as_texts, items_of, one_text_each, takes_settings
 from .sound import check_audio, resample
 from .text.encoders import TextEncoder
 
@@ -70,26 +73,44 @@ class AudioGen(ModelOfParts):
         "What the language model is told of each text; None is no text"
         return tuple(part.to(self.device) for part in self.text_encoder(texts))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        "Of the language model's vectors; its matrices may be stored in fewer bits"
+        return self.lm.embed.weight.dtype
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        "Of the codec, the language model and the text encoder"
+        return chain(self.codec.parameters(), self.lm.parameters(), self.text_encoder.parameters())
+
+    def eval(self) -> "AudioGen": # the same
+        "All parts in evaluation mode, as they are after loading"
+        for part in (self.codec, self.lm, self.text_encoder):
+            part.eval()
+        return self
+
+    @takes_settings
     def generate_codes(self,
         descriptions: str | list[str] | None, *settings, **more, # as in `generate`
     ) -> torch.Tensor: # codes (B, K, F), for `codec.decode`
         "Like `generate`, but stops short of decoding"
-        return _write_all(self, as_texts(descriptions), None, Request(*settings, **more).filled(self.generation))
+        request = Request(*settings, **more).filled(self.generation)
+        with own_surroundings(self.device):
+            return _write_all(self, as_texts(descriptions), None, request)
 
-    @torch.no_grad()
     def log_likelihood(self,
         codes: torch.Tensor, # (B, K, F)
         descriptions: str | list[str] | None, # one, or one for each item
     ) -> torch.Tensor: # (B, F) in nats, summed over the streams, on the CPU
         "How probable each frame of codes is after those before it, given a description"
-        texts, plan = one_text_each(descriptions, len(codes), "descriptions"), plan_windows(
-            codes.shape[-1], 0, *self.window
-        )
-        return torch.stack([torch.cat([_nats(self, item, w, text) for w in plan]) for item, text in zip(codes, texts)])
+        texts = one_text_each(descriptions, len(codes), "descriptions")
+        plan = plan_windows(codes.shape[-1], 0, *self.window)
+        with own_surroundings(self.device):
+            rows = [torch.cat([_nats(self, item, w, text) for w in plan]) for item, text in zip(codes, texts)]
+            return torch.stack(rows)
 
 # %% ../nbs/16_audiogen.ipynb #f31ea027
 def _write(model, texts, prompt, seeds, r):
-    "Codes (B, K, n) of checked texts and an optional prompt (B, K, P), as they are finished"
+    "Codes (B, K, n) of one text a sound and an optional prompt (B, K, P), as they are finished"
     unwanted = r.negative_prompt
     negative = None if unwanted is None else model.encode_text(one_text_each(unwanted, len(texts), "negative_prompt"))
     n_frames, report = math.ceil(r.duration * model.frame_rate), _Bar(r.callback) if r.progress else r.callback
@@ -113,18 +134,23 @@ def _write(model, texts, prompt, seeds, r):
 
 # %% ../nbs/16_audiogen.ipynb #5ca3e671
 def _write_all(model, texts, prompt, r):
+    "All codes (B, K, F), of each text r.num_return_sequences times"
+    texts, seeds, unwanted = items_of(texts, r)
+    prompt = None if prompt is None else prompt.repeat_interleave(r.num_return_sequences, 0)
+    once = replace(r, negative_prompt=unwanted)
+    return (_best if r.best_of > 1 else _write_one_each)(model, texts, prompt, seeds, once)
+
+def _write_one_each(model, texts, prompt, seeds, r):
     "All codes (B, K, F)"
-    seeds = as_seeds(r.seed, len(texts))
-    if r.best_of > 1:
-        return _best(model, texts, prompt, seeds, r)
     none = torch.zeros(len(texts), model.lm.config.n_q, 0, dtype=torch.int64, device=model.device)
     return torch.cat([none, *_write(model, texts, prompt, seeds, r)], -1)
 
 def _decoded(model, codes, r):
     "Audio (B, 1, T) on the CPU, cut to the duration"
     if not codes.shape[-1]:                                     # stopped before the first frame was finished
-        return torch.zeros(len(codes), 1, 0)
-    return StreamingCodec(model.codec).decode(codes)[..., : round(r.duration * model.sample_rate)].cpu()
+        return torch.zeros(len(codes), 1, 0, device="cpu")
+    audio = StreamingCodec(model.codec).decode(codes)[..., : round(r.duration * model.sample_rate)]
+    return check_audio(audio.cpu(), "the decoded sound")
 
 # %% ../nbs/16_audiogen.ipynb #8c49605a
 @patch
@@ -136,20 +162,25 @@ def generate(self: AudioGen,
     temperature: float | None = None, # below 1 safer, above 1 wilder
     top_k: int | None = None, # draw among the k most likely codes; 0 is off
     top_p: float | None = None,  # draw among the most likely codes that hold this mass; replaces top_k; 0 is off
-    seed: int | list[int] | None = None, # fixes each item by itself; a list gives every item its own
-    greedy: bool = False, # always the most likely code
-    progress: bool = False, # show a bar
-    callback: Callable[[int, int], bool | None] | None = None,  # told (step, n_steps); may return True to stop and
-                                    # keep what is finished, or raise
+    seed: int | list[int] | None = None, # fixes each item by itself, so equal texts with one seed are equal sounds;
+                                    # a list gives every item its own; None: torch.manual_seed decides
+    generator: torch.Generator | None = None, # draws the seeds, in place of PyTorch's global one
+    num_return_sequences: int = 1, # different sounds of each description, one after the other
     negative_prompt: str | list[str] | None = None, # what not to hear: guidance leads away from it
     best_of: int = 1, # candidates per item, of which the one with the best score is kept
     score: Callable[[torch.Tensor, str | None], float] | None = None,  # of (audio (1, T), description); None: how
                                     # much better the description explains the codes than no description
+    greedy: bool = False, # always the most likely code
+    progress: bool = False, # show a bar
+    callback: Callable[[int, int], bool | None] | None = None,  # told (step, n_steps); may return True to stop and
+                                    # keep what is finished, or raise
+    settings: Generation | None = None, # other defaults than the model's, `model.generation`
 ) -> torch.Tensor: # (B, 1, T) on the CPU
     "Generate sounds from descriptions"
-    request = Request(duration, guidance_scale, temperature, top_k, top_p, seed, greedy, progress, callback,
-                      negative_prompt, best_of, score).filled(self.generation)
-    return _decoded(self, _write_all(self, as_texts(descriptions), None, request), request)
+    request = Request(duration, guidance_scale, temperature, top_k, top_p, seed, generator, num_return_sequences,
+                      negative_prompt, best_of, score, greedy, progress, callback, settings).filled(self.generation)
+    with own_surroundings(self.device):
+        return _decoded(self, _write_all(self, as_texts(descriptions), None, request), request)
 
 # %% ../nbs/16_audiogen.ipynb #8de06d9f
 def _load(name, device, dtype, text_encoder, hub) -> Parts:
@@ -186,15 +217,14 @@ def _nats(model, codes, w, text):
 
 # %% ../nbs/16_audiogen.ipynb #b57c2cd6
 def _best(model, texts, prompt, seeds, r):
-    "Codes (B, K, F), for each item the best of r.best_of candidates"
+    "Codes (B, K, F), for each sound the best of r.best_of candidates"
     if texts[0] is None and r.score is None:
         raise ValueError("best_of without a description needs something to choose by; pass score=")
-    unwanted = None if r.negative_prompt is None else one_text_each(r.negative_prompt, len(texts), "negative_prompt")
-    n, once, chosen = r.best_of, replace(r, best_of=1), []
+    unwanted, n, chosen = r.negative_prompt, r.best_of, []
     for i, (text, seed) in enumerate(zip(texts, seeds)):
         given = None if prompt is None else prompt[i : i + 1].expand(n, -1, -1)
-        settings = replace(once, negative_prompt=unwanted and unwanted[i])
-        make = lambda seeds: _write_all(model, [text] * n, given, replace(settings, seed=seeds))  # (n, K, F)
+        settings = replace(r, negative_prompt=unwanted and unwanted[i])
+        make = lambda seeds: _write_one_each(model, [text] * n, given, seeds, settings)               # (n, K, F)
         chosen.append(best_of(make, lambda codes: _score(model, codes[None], text, r), n, seed).result)
     return torch.stack(chosen)
 
@@ -206,6 +236,7 @@ def _score(model, codes, text, r):
 
 # %% ../nbs/16_audiogen.ipynb #33bac43f
 @patch
+@takes_settings
 def continuation(
     self: AudioGen,
     prompt: torch.Tensor, # (T,), (1, T) or (B, 1, T) mono audio to go on from
@@ -219,13 +250,14 @@ def continuation(
     texts = [None] * len(prompt) if descriptions is None else as_texts(descriptions)
     if len(texts) != len(prompt):
         raise ValueError(f"got {len(prompt)} prompts and {len(texts)} descriptions; pass as many of each")
-    codes = StreamingCodec(self.codec).encode(prompt.to(self.device))
-    return _decoded(self, _write_all(self, texts, codes, request), request)
+    with own_surroundings(self.device):
+        codes = StreamingCodec(self.codec).encode(prompt.to(self.device))
+        return _decoded(self, _write_all(self, texts, codes, request), request)
 
 # %% ../nbs/16_audiogen.ipynb #9037933b
 def _check_prompt(model, prompt, sample_rate, duration):
     "A prompt as (B, 1, T) at the model's rate"
-    prompt = check_audio(prompt, "prompt").float()
+    prompt, sample_rate = check_audio(prompt, "prompt").float(), whole_number(sample_rate, "sample_rate", 1)
     prompt = prompt.reshape(1, 1, -1) if prompt.dim() == 1 else prompt[None] if prompt.dim() == 2 else prompt
     if prompt.dim() != 3 or prompt.shape[1] != 1:
         raise ValueError(f"prompt must be mono, (T,), (1, T) or (B, 1, T), got {list(prompt.shape)}; "
@@ -240,6 +272,7 @@ def _check_prompt(model, prompt, sample_rate, duration):
 
 # %% ../nbs/16_audiogen.ipynb #3a0a64ee
 @patch
+@takes_settings
 def stream(
     self: AudioGen,
     descriptions: str | list[str] | None, # what to hear
@@ -253,9 +286,12 @@ def stream(
         raise ValueError(f"chunk must be above 0 seconds, got {chunk}")
     if request.best_of > 1:
         raise ValueError("best_of cannot be streamed, since to choose all candidates must be finished; call generate")
-    frames = _write(self, texts, None, as_seeds(request.seed, len(texts)), request)
+    with own_surroundings(self.device):
+        texts, seeds, unwanted = items_of(texts, request)
+        frames = _write(self, texts, None, seeds, replace(request, negative_prompt=unwanted))
     chunks = _grouped(frames, math.ceil(chunk * self.frame_rate))
-    return _cut(StreamingCodec(self.codec).decode_pieces(chunks), round(request.duration * self.sample_rate))
+    pieces = _cut(StreamingCodec(self.codec).decode_pieces(chunks), round(request.duration * self.sample_rate))
+    return each_in_own_surroundings(pieces, self.device)
 
 # %% ../nbs/16_audiogen.ipynb #8ef4a892
 def _grouped(frames, n):

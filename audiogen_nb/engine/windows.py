@@ -13,7 +13,7 @@ import torch
 
 from ..lm.transformer import AudioLM
 from ..sampling.request import as_seeds
-from ..sampling.loop import derive_seed
+from ..sampling.request import derive_seed
 
 # %% ../../nbs/engine/windows.ipynb #55cf46fa
 class Window(NamedTuple):

@@ -6,10 +6,12 @@
 __all__ = ['filtered_probabilities', 'uniform_streams', 'draw', 'guide', 'guidance_scales', 'check_sampling']
 
 # %% ../../nbs/15_sampling.ipynb #742e33f2
-import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+
+from ..arguments import real_number
 
 # %% ../../nbs/15_sampling.ipynb #b935cc7a
 def filtered_probabilities(
@@ -30,13 +32,19 @@ def filtered_probabilities(
 
 # %% ../../nbs/15_sampling.ipynb #e81cdcc1
 def uniform_streams(
-    seeds: Sequence[int], # one per item
+    seeds: Sequence[int], # one per item, 0 or more
     n_steps: int, # sequence steps
     n_q: int, # K
 ) -> torch.Tensor: # (B, K, n_steps) float64 in [0, 1)
     "Every item's random numbers, from its own seed; a longer stream begins like a shorter one"
-    draws = [torch.rand(n_steps, n_q, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in seeds]
-    return torch.stack(draws).transpose(1, 2)
+    return torch.stack([_uniforms(seed, n_steps, n_q) for seed in seeds]).transpose(1, 2)
+
+def _uniforms(seed, n_steps, n_q):
+    "(n_steps, n_q); PyTorch's generator on the CPU looks at 32 bits of a seed, so larger ones go to NumPy's Philox"
+    if seed >= 2 ** 32:
+        return torch.from_numpy(np.random.Generator(np.random.Philox(seed)).random((n_steps, n_q)))
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.rand(n_steps, n_q, dtype=torch.float64, generator=generator, device="cpu")
 
 # %% ../../nbs/15_sampling.ipynb #419dcb10
 def draw(
@@ -74,20 +82,18 @@ def check_sampling(
     temperature: float, # above 0
     top_k: int, # 0 or more
     top_p: float, # 0 to 1
-) -> None:
+) -> tuple: # the four, in this order, as Python's own numbers
     "Refuse sampling settings that are not numbers or out of range"
-    scales = guidance_scales(guidance_scale, 4 if callable(guidance_scale) else 1)
-    others = [("temperature", temperature), ("top_p", top_p), ("top_k", top_k)]
-    for name, value in [("guidance_scale", g) for g in scales] + others:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-        if not math.isfinite(value):
-            raise ValueError(f"{name} must be finite, got {value}")
+    tried = guidance_scales(guidance_scale, 4 if callable(guidance_scale) else 1)
+    scales = [real_number(scale, "guidance_scale") for scale in tried]
+    temperature, top_p = real_number(temperature, "temperature"), real_number(top_p, "top_p")
+    top_k = real_number(top_k, "top_k")
     if min(scales) < 0:
         raise ValueError(f"guidance_scale must be 0 or more, got {min(scales)}; 1 is no guidance, 3 is usual")
     if temperature <= 0:
         raise ValueError(f"temperature must be above 0, got {temperature}; for no randomness pass greedy=True")
     if top_k < 0 or top_k != int(top_k):
-        raise ValueError(f"top_k must be a whole number, 0 (off) or more, got {top_k}")
+        raise ValueError(f"top_k must be a whole number, 0 (off) or more, got {top_k:g}")
     if not 0 <= top_p <= 1:
         raise ValueError(f"top_p must lie in [0, 1], got {top_p}")
+    return guidance_scale if callable(guidance_scale) else scales[0], temperature, int(top_k), top_p
