@@ -130,9 +130,7 @@ def check_weights(
 # %% ../../nbs/07_residual.ipynb #43eb4667
 class Codec(nn.Module):
     "Neural audio codec: audio (B, 1, T) <-> codes (B, K, F)"
-    def __init__(self,
-        config: CodecConfig, # see `Codec.preset`
-    ):
+    def __init__(self, config: CodecConfig): # see `Codec.preset`
         super().__init__()
         self.config = config
         self.encoder, self.decoder = Encoder(config), Decoder(config)
@@ -182,9 +180,8 @@ class Codec(nn.Module):
         if not isinstance(length, Integral | None):
             raise TypeError(f"length must be a whole number of samples, got {length!r}")
         if length is not None and not n - self.hop_length < length <= n:
-            raise ValueError(
-                f"length must be in {n - self.hop_length + 1}..{n} for {codes.shape[2]} frames, got {length}"
-            )
+            raise ValueError(f"length must be in {n - self.hop_length + 1}..{n} for {codes.shape[2]} frames, "
+                             f"got {length}")
 
     def load_state_dict(self, state_dict, strict=True, assign=False):
         "As PyTorch's, but weights of another geometry are refused in one sentence"
