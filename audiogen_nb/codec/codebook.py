@@ -43,9 +43,9 @@ def _count_and_sum(vectors, codes, card):
 # %% ../../nbs/06_codebook.ipynb #e7d26a87
 class OneProcess:
     "What codebooks exchange with other processes, when there are none"
-    def sum(self, counts: torch.Tensor) -> torch.Tensor: return counts              # over all processes
-    def gather(self, vectors: torch.Tensor) -> torch.Tensor: return vectors  # of all processes, in order of rank
-    def first(self, values: torch.Tensor) -> torch.Tensor: return values  # the first process's, for all
+    def sum(self, counts: torch.Tensor) -> torch.Tensor: return counts         # over all processes
+    def gather(self, vectors: torch.Tensor) -> torch.Tensor: return vectors    # of all, in order of rank
+    def first(self, values: torch.Tensor) -> torch.Tensor: return values       # the first process's, for all
 
     def own(self, draw, n_items: int):
         "This process's part of `draw(number of items of all processes)`"
@@ -69,17 +69,19 @@ class Codebook(nn.Module):
         self.register_buffer("total", self.entries.clone())        # m_j, running sum of those vectors
 
     def start_from(self, vectors: torch.Tensor, generator: torch.Generator | None = None) -> None:
-        "Initialise by k-means on real latents (N, D), the same in every process; the first one's result holds for all"
-        self.entries.copy_(self.exchange.first(kmeans(vectors.detach(), len(self.entries), generator=generator)))
+        "Initialise by k-means on real latents (N, D); the first process's result holds for all"
+        centres = kmeans(vectors.detach(), len(self.entries), generator=generator)
+        self.entries.copy_(self.exchange.first(centres))
         self.count.fill_(len(vectors) / len(self.entries))
         self.total.copy_(self.entries * self.count[:, None])
 
     @torch.no_grad()
-    def learn(self, vectors: torch.Tensor, codes: torch.Tensor, generator: torch.Generator | None = None) -> None:
+    def learn(self, vectors: torch.Tensor, codes: torch.Tensor,
+              generator: torch.Generator | None = None) -> None:
         "Move the entries towards the vectors (N, D) that chose them; revive dead ones"
         count, total = map(self.exchange.sum, _count_and_sum(vectors, codes, len(self.entries)))
-        self.count.lerp_(count, 1 - self.decay)
-        self.total.lerp_(total, 1 - self.decay)
+        self.count.lerp_(count, 1 - self.decay)                                             # n_j
+        self.total.lerp_(total, 1 - self.decay)                                             # m_j
         self.entries.copy_(self.total / self.count.clamp_min(1e-5)[:, None])                # e_j = m_j / n_j
         self._revive(vectors, generator)
 
@@ -104,7 +106,8 @@ class CodebookUse:
     @classmethod
     def of(cls, codes: torch.Tensor, card: int) -> "CodebookUse":
         "Count the codes (B, K, F)"
-        return cls(torch.stack([torch.bincount(stream.flatten(), minlength=card) for stream in codes.unbind(1)]))
+        streams = codes.transpose(0, 1).flatten(1)                                          # (K, B F)
+        return cls(torch.stack([torch.bincount(stream, minlength=card) for stream in streams]))
 
     def __add__(self, other: "CodebookUse") -> "CodebookUse":
         "The two together, as if counted at once"
@@ -123,9 +126,9 @@ class CodebookUse:
 
     def figures(self) -> dict[str, float]:
         "One row for a log: perplexity and share of unused codes, per stream"
-        card = self.counts.shape[1]
-        return {f"{name}_{k}": value for k, (p, u) in enumerate(zip(self.perplexity.tolist(), self.unused.tolist()))
-                for name, value in (("perplexity", p), ("unused", u / card))}
+        pairs = zip(self.perplexity.tolist(), self.unused.tolist())
+        return {f"{name}_{k}": value for k, (p, u) in enumerate(pairs)
+                for name, value in (("perplexity", p), ("unused", u / self.counts.shape[1]))}
 
 # %% ../../nbs/06_codebook.ipynb #56785be0
 def perplexity(

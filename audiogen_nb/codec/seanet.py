@@ -44,7 +44,7 @@ class PaddedConv(nn.Module):
             nn.init.normal_(conv.bias, std=0.1)
         self.conv = weight_norm(conv) if norm == "weight" else conv
         self.norm = ChannelNorm(out_channels) if norm == "layer" else nn.Identity()
-        self.stride, self.total = stride, kernel_size - stride
+        self.stride, self.total = stride, kernel_size - stride       # s, k - s
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:        # (B, C, T) -> (B, C', ceil(T / stride))
         right = self.total // 2
@@ -137,9 +137,9 @@ class CodecConfig:
     @property
     def hop_length(self) -> int: return math.prod(self.strides)                   # H, samples per frame
     @property
-    def frame_rate(self) -> float: return self.sample_rate / self.hop_length  # f_r, frames per second (Hz)
+    def frame_rate(self) -> float: return self.sample_rate / self.hop_length      # f_r, frames per second
     @property
-    def bit_rate(self) -> float: return self.frame_rate * self.n_q * math.log2(self.card)  # R, bits per second
+    def bit_rate(self) -> float: return self.frame_rate * self.n_q * math.log2(self.card)         # R, bit/s
 
 # %% ../../nbs/05_seanet.ipynb #8abc7392
 CODEC_PRESETS = {
@@ -148,7 +148,8 @@ CODEC_PRESETS = {
     "paper_x128": CodecConfig(strides=(2, 4, 4, 4), n_q=4, card=512),
     "audiocraft_16khz": CodecConfig(n_filters=64, strides=(2, 4, 5, 8), n_q=4, norm="weight"),
     "pocket": CodecConfig(n_filters=16, strides=(2, 4, 5, 8), dimension=64, n_q=4, card=1024, norm="weight"),
-    "tiny": CodecConfig(n_filters=4, strides=(4, 5, 8), dimension=16, n_q=2, card=32, lstm_layers=0, norm="weight"),
+    "tiny": CodecConfig(n_filters=4, strides=(4, 5, 8), dimension=16, n_q=2, card=32, lstm_layers=0,
+                        norm="weight"),
 }
 
 # %% ../../nbs/05_seanet.ipynb #1b979ebc

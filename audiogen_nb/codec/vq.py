@@ -79,7 +79,8 @@ class ResidualQuantizer(nn.Module):
         residual, chosen, commitment = latent.transpose(1, 2), [], 0.0         # r_1, (B, F, D)
         quantized, n_q = torch.zeros_like(residual), len(self.codebooks)
         dropout = self.dropout if self.training else 0.0
-        levels = self.exchange.own(lambda n: draw_levels(n, n_q, dropout, generator), len(latent)).to(latent.device)
+        levels = self.exchange.own(lambda n: draw_levels(n, n_q, dropout, generator), len(latent))
+        levels = levels.to(latent.device)
         for level, codebook in enumerate(self.codebooks):
             flat, used = residual.detach().flatten(0, 1), (levels > level)[:, None, None]
             codes = nearest_codes(flat, codebook.entries)                      # q_k
@@ -129,15 +130,14 @@ def check_weights(
 # %% ../../nbs/07_residual.ipynb #43eb4667
 class Codec(nn.Module):
     "Neural audio codec: audio (B, 1, T) <-> codes (B, K, F)"
-    def __init__(self,
-        config: CodecConfig, # see `Codec.preset`
-    ):
+    def __init__(self, config: CodecConfig): # see `Codec.preset`
         super().__init__()
         self.config = config
         self.encoder, self.decoder = Encoder(config), Decoder(config)
         self.quantizer = ResidualQuantizer(config.dimension, config.n_q, config.card)
-        self.sample_rate, self.hop_length, self.frame_rate = config.sample_rate, config.hop_length, config.frame_rate
-        self.n_q, self.card, self.bit_rate = config.n_q, config.card, config.bit_rate
+        self.sample_rate, self.hop_length = config.sample_rate, config.hop_length
+        self.frame_rate, self.bit_rate = config.frame_rate, config.bit_rate
+        self.n_q, self.card = config.n_q, config.card
 
     @staticmethod
     def preset(name: str) -> CodecConfig:
@@ -146,7 +146,8 @@ class Codec(nn.Module):
             raise ValueError(f"no codec preset {name!r}; choose one of {', '.join(CODEC_PRESETS)}")
         return CODEC_PRESETS[name]
 
-    def forward(self, audio: torch.Tensor, generator: torch.Generator | None = None) -> tuple[torch.Tensor, Quantized]:
+    def forward(self, audio: torch.Tensor,
+                generator: torch.Generator | None = None) -> tuple[torch.Tensor, Quantized]:
         "Reconstruction (B, 1, T) and what the quantiser did; for training"
         quantized = self.quantizer(self.encoder(audio), generator)
         return self.decoder(quantized.latent)[..., : audio.shape[-1]], quantized
@@ -166,7 +167,8 @@ class Codec(nn.Module):
     def check_input(self, audio: torch.Tensor, sample_rate: int | None = None) -> torch.Tensor:
         "Audio (B, 1, T) as the encoder takes it; anything else is refused"
         if sample_rate not in (None, self.sample_rate):
-            raise ValueError(f"audio is at {sample_rate} Hz and the codec at {self.sample_rate} Hz; use resample first")
+            raise ValueError(f"audio is at {sample_rate} Hz and the codec at {self.sample_rate} Hz; "
+                             "use resample first")
         if check_audio(audio).dim() != 3 or audio.shape[1] != 1:
             raise ValueError(f"audio must be mono of shape (B, 1, T), got {list(audio.shape)}; "
                              "average the channels and add the batch dimension")
@@ -178,9 +180,8 @@ class Codec(nn.Module):
         if not isinstance(length, Integral | None):
             raise TypeError(f"length must be a whole number of samples, got {length!r}")
         if length is not None and not n - self.hop_length < length <= n:
-            raise ValueError(
-                f"length must be in {n - self.hop_length + 1}..{n} for {codes.shape[2]} frames, got {length}"
-            )
+            raise ValueError(f"length must be in {n - self.hop_length + 1}..{n} for {codes.shape[2]} frames, "
+                             f"got {length}")
 
     def load_state_dict(self, state_dict, strict=True, assign=False):
         "As PyTorch's, but weights of another geometry are refused in one sentence"
