@@ -35,7 +35,8 @@ def uniform_streams(
     n_q: int, # K
 ) -> torch.Tensor: # (B, K, n_steps) float64 in [0, 1)
     "Every item's random numbers, from its own seed; a longer stream begins like a shorter one"
-    draws = [torch.rand(n_steps, n_q, dtype=torch.float64, generator=torch.Generator().manual_seed(s)) for s in seeds]
+    own = (torch.Generator().manual_seed(seed) for seed in seeds)
+    draws = [torch.rand(n_steps, n_q, dtype=torch.float64, generator=generator) for generator in own]       # v
     return torch.stack(draws).transpose(1, 2)
 
 # %% ../../nbs/15_sampling.ipynb #419dcb10
@@ -86,7 +87,8 @@ def check_sampling(
     if min(scales) < 0:
         raise ValueError(f"guidance_scale must be 0 or more, got {min(scales)}; 1 is no guidance, 3 is usual")
     if temperature <= 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}; for no randomness pass greedy=True")
+        raise ValueError(f"temperature must be above 0, got {temperature}; "
+                         "for no randomness pass greedy=True")
     if top_k < 0 or top_k != int(top_k):
         raise ValueError(f"top_k must be a whole number, 0 (off) or more, got {top_k}")
     if not 0 <= top_p <= 1:
