@@ -119,7 +119,7 @@ def text_bias(
 ) -> torch.Tensor: # (B, 1, 1, L)
     "What to add to the scores: 0 for words, -inf for padding; 0 everywhere in a row without words"
     hidden = ~mask & mask.any(1, keepdim=True)
-    bias = torch.zeros(mask.shape, dtype=like.dtype, device=mask.device)                                   # M_u
+    bias = torch.zeros(mask.shape, dtype=like.dtype, device=mask.device)        # M_u
     return bias.masked_fill_(hidden, -torch.inf)[:, None, None]
 
 # %% ../../nbs/13_transformer.ipynb #07c6d372

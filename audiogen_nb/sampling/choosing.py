@@ -36,7 +36,7 @@ def uniform_streams(
 ) -> torch.Tensor: # (B, K, n_steps) float64 in [0, 1)
     "Every item's random numbers, from its own seed; a longer stream begins like a shorter one"
     own = (torch.Generator().manual_seed(seed) for seed in seeds)
-    draws = [torch.rand(n_steps, n_q, dtype=torch.float64, generator=generator) for generator in own]       # v
+    draws = [torch.rand(n_steps, n_q, dtype=torch.float64, generator=generator) for generator in own]    # v
     return torch.stack(draws).transpose(1, 2)
 
 # %% ../../nbs/15_sampling.ipynb #419dcb10
