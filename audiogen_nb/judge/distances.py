@@ -45,12 +45,12 @@ def frechet_distance(
         raise ValueError(f"embeddings must be (N, D) and (M, D), got {list(a.shape)} and {list(b.shape)}")
     if min(len(a), len(b)) <= a.shape[1]:
         raise ValueError(
-            f"{min(len(a), len(b))} embeddings are too few for {a.shape[1]} dimensions: a covariance needs more clips "
-            "than dimensions; pass more clips, or embeddings of fewer dimensions"
+            f"{min(len(a), len(b))} embeddings are too few for {a.shape[1]} dimensions: a covariance needs "
+            "more clips than dimensions; pass more clips, or embeddings of fewer dimensions"
         )
     a, b = a.double(), b.double()
-    roots = [_root(torch.cov(x.T).reshape(x.shape[1], -1)) for x in (a, b)]                  # Sigma^1/2
-    cross = torch.linalg.svdvals(roots[0] @ roots[1]).sum()                                  # Tr (Sigma_a Sigma_b)^1/2
+    roots = [_root(torch.cov(x.T).reshape(x.shape[1], -1)) for x in (a, b)]         # Sigma^1/2
+    cross = torch.linalg.svdvals(roots[0] @ roots[1]).sum()                         # Tr (Sigma_a Sigma_b)^1/2
     means = (a.mean(0) - b.mean(0)).square().sum()
     return max(0.0, (means + roots[0].square().sum() + roots[1].square().sum() - 2 * cross).item())
 
@@ -66,6 +66,7 @@ def kl_divergence(
 ) -> float: # nats, 0 or more
     "Mean KL divergence of a classifier's verdicts, from the reference's to the generated's"
     if reference.shape != generated.shape or reference.dim() != 2:
-        raise ValueError(f"logits must be (N, C) twice, got {list(reference.shape)} and {list(generated.shape)}")
+        shapes = f"{list(reference.shape)} and {list(generated.shape)}"
+        raise ValueError(f"logits must be (N, C) twice, got {shapes}")
     p, q = reference.double().log_softmax(-1), generated.double().log_softmax(-1)
-    return max(0.0, (p.exp() * (p - q)).sum(-1).mean().item())                               # sum of p log (p / q)
+    return max(0.0, (p.exp() * (p - q)).sum(-1).mean().item())                      # sum of p log (p / q)

@@ -34,7 +34,8 @@ class LMConfig:
     def __post_init__(self):
         if self.text_padding not in ("masked", "zeros"):
             raise ValueError(f"text_padding must be 'masked' or 'zeros', got {self.text_padding!r}")
-        if min(self.n_q, self.card, self.dim, self.n_layers, self.n_heads, self.text_dim, self.max_frames) < 1:
+        sizes = self.n_q, self.card, self.dim, self.n_layers, self.n_heads, self.text_dim, self.max_frames
+        if min(sizes) < 1:
             raise ValueError(f"every size of a language model must be at least 1, got {self}")
         if self.dim % (2 * self.n_heads):
             raise ValueError(f"dim must be a multiple of 2 * n_heads, got {self.dim} and {self.n_heads}")
@@ -47,8 +48,10 @@ LM_PRESETS = {
     "audiocraft_small": LMConfig(dim=1024, n_layers=24, n_heads=16, **{**_AUDIOCRAFT, "text_dim": 768}),
     "audiocraft_medium": LMConfig(dim=1536, n_layers=48, n_heads=24, **_AUDIOCRAFT),
     "audiocraft_large": LMConfig(dim=2048, n_layers=48, n_heads=32, **_AUDIOCRAFT),
-    "pocket": LMConfig(n_q=4, card=1024, dim=320, n_layers=6, n_heads=5, text_dim=72, pattern="delay", max_frames=500),
-    "tiny": LMConfig(n_q=2, card=32, dim=32, n_layers=2, n_heads=2, text_dim=72, pattern="delay", max_frames=200),
+    "pocket": LMConfig(n_q=4, card=1024, dim=320, n_layers=6, n_heads=5, text_dim=72, pattern="delay",
+                       max_frames=500),
+    "tiny": LMConfig(n_q=2, card=32, dim=32, n_layers=2, n_heads=2, text_dim=72, pattern="delay",
+                     max_frames=200),
 }
 
 # %% ../../nbs/13_transformer.ipynb #3687bffd
@@ -79,7 +82,8 @@ class KVCache:
         "Append keys and values (2, B, H, n, d) after `length` and return all up to there"
         store, n = self.layers[layer], kv.shape[3]
         if self.length + n > store.shape[3]:
-            raise ValueError(f"the cache has room for {store.shape[3]} steps, step {self.length + n} was asked for")
+            room, wanted = store.shape[3], self.length + n
+            raise ValueError(f"the cache has room for {room} steps, step {wanted} was asked for")
         store.narrow(3, self.length, n).copy_(kv)
         return store.narrow(3, 0, self.length + n)
 
@@ -115,7 +119,8 @@ def text_bias(
 ) -> torch.Tensor: # (B, 1, 1, L)
     "What to add to the scores: 0 for words, -inf for padding; 0 everywhere in a row without words"
     hidden = ~mask & mask.any(1, keepdim=True)
-    return torch.zeros(mask.shape, dtype=like.dtype, device=mask.device).masked_fill_(hidden, -torch.inf)[:, None, None]
+    bias = torch.zeros(mask.shape, dtype=like.dtype, device=mask.device)        # M_u
+    return bias.masked_fill_(hidden, -torch.inf)[:, None, None]
 
 # %% ../../nbs/13_transformer.ipynb #07c6d372
 class CrossAttention(nn.Module):
@@ -132,8 +137,10 @@ class CrossAttention(nn.Module):
         "Keys and values (B, H, L, d) of text states (B, L, dim): once per text"
         return tuple(self.kv_proj(text).unflatten(-1, (2, self.n_heads, -1)).permute(2, 0, 3, 1, 4))
 
-    def forward(self, x: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor], bias: torch.Tensor) -> torch.Tensor:
-        "(B, n, dim) with a text's keys and values and its `text_bias` (or mask that broadcasts) -> (B, n, dim)"
+    def forward(
+        self, x: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor], bias: torch.Tensor
+    ) -> torch.Tensor:
+        "(B, n, dim), a text's keys and values, its `text_bias` (or a mask that broadcasts) -> (B, n, dim)"
         q = self.q_proj(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, n, d)
         y = F.scaled_dot_product_attention(q, *kv, attn_mask=bias)
         return self.out_proj(y.transpose(1, 2).flatten(2))
@@ -156,7 +163,7 @@ class Block(nn.Module):
         x = x + self.self_attention(self.self_norm(x), cache, layer)
         if len(bias) == len(x):
             x = x + self.cross_attention(self.cross_norm(x), kv, bias)
-        else:  # rows beyond the texts hear nothing at all
+        else:  # the rows beyond the texts have no text
             heard = x[: len(bias)]
             heard += self.cross_attention(self.cross_norm(heard), kv, bias)
         return x + self.feed_forward(self.feed_norm(x))
@@ -171,7 +178,7 @@ class Condition:
 
 # %% ../../nbs/13_transformer.ipynb #2caded3d
 def _initialise(lm):
-    "Every part starts on the scale of its input; the sums over many blocks and the logits start small"
+    "Each layer keeps the size of its input; what is added over many blocks, and the logits, start small"
     for module in lm.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features ** -0.5)
@@ -215,7 +222,7 @@ class AudioLM(nn.Module):
 
     def step(self, sequence: torch.Tensor, condition: Condition, cache: KVCache | None = None,
              last: bool = False) -> torch.Tensor:
-        "Logits (B, K, n, card) of steps (B, K, n) that follow what is in the cache; `last`: of the last step only"
+        "Logits (B, K, n, card) of steps (B, K, n) that follow the cached ones; `last`: of the last step only"
         c, start = self.config, cache.length if cache else 0
         offsets = torch.arange(c.n_q, device=sequence.device)[:, None] * (c.card + 1)
         x = self.embed(sequence + offsets).sum(1)                    # sum of E_k[z], (B, n, dim)
@@ -230,13 +237,15 @@ class AudioLM(nn.Module):
         logits = self.heads(self.norm(x[:, -1:] if last else x))               # W_k LayerNorm(h)
         return logits.unflatten(-1, (c.n_q, c.card)).transpose(1, 2)
 
-    def forward(self, sequence: torch.Tensor, text_states: torch.Tensor, text_mask: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, sequence: torch.Tensor, text_states: torch.Tensor, text_mask: torch.Tensor
+    ) -> torch.Tensor:
         "Logits (B, K, S, card): at each step of a sequence (B, K, S), for the step after it"
         return self.step(sequence, self.condition(text_states, text_mask))
 
     def predict(self, codes: torch.Tensor, text_states: torch.Tensor,
                 text_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        "Teacher forcing through the pattern: logits (B, K, F, card) aligned with codes (B, K, F), and a mask (B, K, F)"
+        "Logits (B, K, F, card) for all codes (B, K, F), each given those before it, and a mask (B, K, F)"
         sequence = self.pattern.build(codes, self.special)                               # (B, K, S)
         logits = self(sequence[..., :-1], text_states, text_mask)                        # for steps 1 .. S-1
         return self.pattern.revert_logits(F.pad(logits, (0, 0, 1, 0)))

@@ -44,7 +44,7 @@ def _uniforms(seed, n_steps, n_q):
     if seed >= 2 ** 32:
         return torch.from_numpy(np.random.Generator(np.random.Philox(seed)).random((n_steps, n_q)))
     generator = torch.Generator("cpu").manual_seed(seed)
-    return torch.rand(n_steps, n_q, dtype=torch.float64, generator=generator, device="cpu")
+    return torch.rand(n_steps, n_q, dtype=torch.float64, generator=generator, device="cpu")               # v
 
 # %% ../../nbs/15_sampling.ipynb #419dcb10
 def draw(
@@ -91,7 +91,8 @@ def check_sampling(
     if min(scales) < 0:
         raise ValueError(f"guidance_scale must be 0 or more, got {min(scales)}; 1 is no guidance, 3 is usual")
     if temperature <= 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}; for no randomness pass greedy=True")
+        raise ValueError(f"temperature must be above 0, got {temperature}; "
+                         "for no randomness pass greedy=True")
     if top_k < 0 or top_k != int(top_k):
         raise ValueError(f"top_k must be a whole number, 0 (off) or more, got {top_k:g}")
     if not 0 <= top_p <= 1:

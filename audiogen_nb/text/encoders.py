@@ -55,7 +55,7 @@ class TextEncoder(nn.Module):
     "What text encoders share: checks, null condition, padding. A subclass gives encode, tokens, save, load."
     width: int  # E
     max_length: int  # the most tokens a caption may have
-    slow = False  # is it worth remembering what it said? See `text.captions`
+    slow = False  # True: its states are worth keeping on disk, as `text.captions` does
 
     def encode(self, texts: list[str]) -> list[torch.Tensor]:  # one (L_i, E) per caption
         raise NotImplementedError(f"{type(self).__name__} lacks encode()")
@@ -144,7 +144,8 @@ def _save_pocket(encoder: "PocketTextEncoder", folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / "vocab.txt") as new: new.write_text("".join(lines), encoding="utf-8")
     with atomic_path(folder / "table.safetensors") as new: save_file(tensors, new)
-    write_encoder_config(folder, {"type": "pocket", "n_order": encoder.n_order, "max_length": encoder.max_length})
+    settings = {"n_order": encoder.n_order, "max_length": encoder.max_length}
+    write_encoder_config(folder, {"type": "pocket", **settings})
     return folder
 
 

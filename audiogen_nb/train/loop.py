@@ -143,13 +143,13 @@ def plot_log(
 ):
     "Draw figures of a run against the step; returns the matplotlib figure"
     import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(1, len(names), figsize=(7, 2.2), dpi=72, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, len(names), figsize=(7, 2.2), dpi=100, squeeze=False, layout="constrained")
     for ax, name in zip(axes[0], names):
         rows = [(row["step"], row[name]) for row in log if name in row]
         steps, values = (torch.tensor(column, dtype=torch.float64) for column in zip(*rows))
         if smooth > 1 and len(values) > smooth:
             values, steps = values.unfold(0, smooth, 1).mean(1), steps[smooth - 1:]
-        ax.plot(steps, values, lw=1), ax.set(title=name, xlabel="step")
+        ax.plot(steps, values, lw=1), ax.set(xlabel="step", ylabel=name)
     return figure
 
 # %% ../../nbs/engine/training_loop.ipynb #0a25aa04
