@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from numbers import Integral
 
 import torch
+from fastcore.basics import patch
 from torch import nn
 
 from .codebook import Codebook, OneProcess, nearest_codes
@@ -187,6 +188,22 @@ class Codec(nn.Module):
         "As PyTorch's, but weights of another geometry are refused in one sentence"
         check_weights(self, state_dict)
         return super().load_state_dict(state_dict, strict, assign)
+
+# %% ../../nbs/07_residual.ipynb #e5f6d2fb
+@patch
+def __reduce__(self: Codec):
+    "How a codec is pickled and copied: PyTorch refuses to pickle a layer with weight normalisation as it stands"
+    trained = {name: p.requires_grad for name, p in self.named_parameters()}
+    return _rebuilt, (type(self), self.config, self.state_dict(), trained, self.training)
+
+def _rebuilt(kind, config, state, trained, training):
+    "A codec from what `__reduce__` kept"
+    with torch.random.fork_rng(devices=[]):                       # initial weights draw from the global generator
+        codec = kind(config).to(next(iter(state.values())).device)
+    codec.load_state_dict(state)
+    for name, p in codec.named_parameters():
+        p.requires_grad_(trained[name])
+    return codec.train(training)
 
 # %% ../../nbs/07_residual.ipynb #f4ea9960
 def check_choice(codec: Codec, code: int, stream: int) -> None:
