@@ -32,7 +32,8 @@ from ..codec.vq import Codec
 # %% ../../nbs/labs/adherence.ipynb #c9e685ce
 UNCOUNTED_WORDS = frozenset(
     """a an and as at away back by down for from he her his in inside into is it its of off on onto out over
-past she some someone something that the their them they through to toward towards two under up while with""".split()
+past she some someone something that the their them they through to toward towards two under up while
+with""".split()
 )
 
 def stem(
@@ -61,7 +62,8 @@ def caption_words() -> frozenset[str]: # stems
     texts = [caption for row in caption_table() for caption in row.captions]
     for spec in TOY_KINDS.values():
         texts += [re.sub(r"\{\w+\}", " ", template) for template in spec.captions]
-        texts += [re.sub(r"[|/]", " ", words) for knob in spec.knobs.values() for words in (knob.words, knob.how)]
+        said = [words for knob in spec.knobs.values() for words in (knob.words, knob.how)]
+        texts += [re.sub(r"[|/]", " ", words) for words in said]
     return frozenset().union(*map(content_stems, texts))
 
 # %% ../../nbs/labs/adherence.ipynb #f35ee339
@@ -86,13 +88,11 @@ def read_prompts(
         if prompt.wording not in ("trained", "reworded") or not words:
             raise ValueError(f"every prompt needs words and a wording, 'trained' or 'reworded', got {prompt}")
         if prompt.wording == "reworded" and words & caption_words():
-            raise ValueError(
-                f"{prompt.text!r} is not reworded: captions know {', '.join(sorted(words & caption_words()))}"
-            )
+            known = ", ".join(sorted(words & caption_words()))
+            raise ValueError(f"{prompt.text!r} is not reworded: captions know {known}")
         if prompt.wording == "trained" and not words <= caption_words():
-            raise ValueError(
-                f"{prompt.text!r} is not worded like a caption: none has {', '.join(sorted(words - caption_words()))}"
-            )
+            unknown = ", ".join(sorted(words - caption_words()))
+            raise ValueError(f"{prompt.text!r} is not worded like a caption: none has {unknown}")
     return prompts
 
 # %% ../../nbs/labs/adherence.ipynb #0b2d2a93
@@ -155,9 +155,9 @@ def _by_wording(judged, prompts, guidance_scales, n_seeds, n_kinds):
     for wording in dict.fromkeys(p.wording for p in prompts):
         for scale in guidance_scales:
             ranks = [j["rank"] for j in judged if (j["wording"], j["guidance"]) == (wording, scale)]
-            rows.append(
-                accuracy_row(f"{wording} prompts", torch.tensor(ranks), len(ranks) // n_seeds, n_kinds, guidance=scale)
-            )
+            trials = len(ranks) // n_seeds
+            name = f"{wording} prompts"
+            rows.append(accuracy_row(name, torch.tensor(ranks), trials, n_kinds, guidance=scale))
     return rows
 
 # %% ../../nbs/labs/adherence.ipynb #022b3663
@@ -174,12 +174,12 @@ def adherence(
     "Top-1 and top-5 accuracy of generated sounds, by wording and guidance"
     unknown = sorted({p.kind for p in prompts} - set(listener.kinds))
     if unknown or not prompts or not seeds:
-        raise ValueError(
-            f"adherence needs prompts of kinds the listener knows, and seeds; it does not know {unknown or 'none'}"
-        )
+        raise ValueError("adherence needs prompts of kinds the listener knows, and seeds; "
+                         f"it does not know {unknown or 'none'}")
     # every sound has a seed of its own, the same for all guidance scales
     items = [(prompt, 1000 * seed + i) for seed in seeds for i, prompt in enumerate(prompts)]
-    parts = [(scale, items[i : i + batch_size]) for scale in guidance_scales for i in range(0, len(items), batch_size)]
+    batches = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
+    parts = [(scale, batch) for scale in guidance_scales for batch in batches]
     judged = []
     for scale, part in tqdm(parts, disable=not progress, desc="prompts"):
         audio = model.generate(
@@ -203,5 +203,6 @@ def format_table(
     show = lambda value: f"{value:.4g}" if isinstance(value, float) else str(value)
     cells = [columns] + [[show(row.get(name, "")) for name in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells)]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in cells]
+    line = lambda row: "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |"
+    lines = [line(row) for row in cells]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])

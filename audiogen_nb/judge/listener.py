@@ -85,7 +85,8 @@ class Listener(nn.Module):
         self.kinds, self.width, self.sample_rate, w = tuple(kinds), width, sample_rate, width
 
         def layer(n_in, n_out, kernel=3, stride=1, padding=1):
-            return [nn.Conv2d(n_in, n_out, kernel, stride, padding, bias=False), nn.BatchNorm2d(n_out), nn.ReLU()]
+            conv = nn.Conv2d(n_in, n_out, kernel, stride, padding, bias=False)
+            return [conv, nn.BatchNorm2d(n_out), nn.ReLU()]
 
         self.body = nn.Sequential(                                              # (B, 1, 64, f)
             *layer(1, w, 5, 2, 2), *layer(w, 2 * w), nn.MaxPool2d(2),           # (B, 2w, 16, f / 4)
@@ -119,7 +120,8 @@ def disturb(
     b, m, frames = mel.shape
     uniform = lambda *shape: torch.rand(shape, generator=generator)
     normal = lambda *shape: torch.randn(shape, generator=generator)
-    curve = lambda size: F.interpolate(size * normal(b, 1, 6), m, mode="linear", align_corners=True).transpose(1, 2)
+    stretch = lambda x: F.interpolate(x, m, mode="linear", align_corners=True).transpose(1, 2)
+    curve = lambda size: stretch(size * normal(b, 1, 6))
     band, frame = torch.arange(m)[:, None], torch.arange(frames)
     dull = 0.4 * (band - m * (0.5 + uniform(b, 1, 1))).clamp_min(0) * (uniform(b, 1, 1) < 0.4)
     mel = mel + curve(0.6) - dull
@@ -152,7 +154,8 @@ def listener_examples(
             raise ValueError(f"no clip of kind {kind!r} to learn from; add clips or leave the kind out")
         generator, audio = step_generator(seed, label), []
         for _ in range(n_each):
-            clips = known[torch.multinomial(torch.tensor([w for w, _ in known]), 1, generator=generator).item()][1]
+            weights = torch.tensor([weight for weight, _ in known])
+            clips = known[torch.multinomial(weights, 1, generator=generator).item()][1]
             clip = clips[torch.randint(len(clips), (1,), generator=generator).item()].audio
             speed = math.exp(0.12 * (2 * torch.rand(1, generator=generator).item() - 1))
             clip = F.interpolate(clip[None], scale_factor=speed, mode="linear")[0]
@@ -239,9 +242,8 @@ def save_listener(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / "listener.json") as temporary:
-        temporary.write_text(
-            json.dumps({"kinds": listener.kinds, "width": listener.width, "sample_rate": listener.sample_rate})
-        )
+        config = {"kinds": listener.kinds, "width": listener.width, "sample_rate": listener.sample_rate}
+        temporary.write_text(json.dumps(config))
     with atomic_path(folder / "listener.safetensors") as temporary:
         save_file(listener.state_dict(), temporary)
 
@@ -255,11 +257,10 @@ def load_listener(
         listener = Listener(**json.loads((folder / "listener.json").read_text()))
         listener.load_state_dict(load_file(folder / "listener.safetensors"))
     except FileNotFoundError:
-        raise FileNotFoundError(f"no listener in {folder}; train one with fit_listener and save it there") from None
+        raise FileNotFoundError(f"no listener in {folder}; save one there after fit_listener") from None
     except (TypeError, ValueError, RuntimeError, SafetensorError) as e:
-        raise ValueError(
-            f"the listener in {folder} is damaged ({type(e).__name__}); delete the folder and train again"
-        ) from e
+        what = f"the listener in {folder} is damaged ({type(e).__name__})"
+        raise ValueError(f"{what}; delete the folder and train again") from e
     return listener.eval()
 
 # %% ../../nbs/labs/listener.ipynb #69141ecd
@@ -267,7 +268,7 @@ def listener_clips(
     recordings: Sequence[Clip], # all of them
     kinds: Sequence[str] = KINDS,
     n_toys: int = 30, # of each toy kind, to train on; a fifth as many for the examination
-) -> tuple[list[tuple[float, list[Clip]]], list[Clip], list[Clip]]:  # training groups, held-out recordings, other toys
+) -> tuple[list, list[Clip], list[Clip]]:  # training groups, held-out recordings, other toys
     "Real clips for a listener: training groups, and what to examine it on"
     train, held_out = split_clips(recordings)
     toys = [kind for kind in kinds if kind in TOY_KINDS]

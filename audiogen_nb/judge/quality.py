@@ -92,13 +92,15 @@ def zimtohrli_mos(
 ) -> float: # opinion score: 5 no difference to be heard ... 1 bad
     "Mean opinion score that Google's psychoacoustic model Zimtohrli predicts; needs the package `zimtohrli`"
     if x.dim() != 2 or len(x) != 1 or x.shape != y.shape:
-        raise ValueError(f"x and y must both be (1, T), got {tuple(x.shape)} and {tuple(y.shape)}; see `align`")
+        raise ValueError(f"x and y must both be (1, T), got {tuple(x.shape)} and {tuple(y.shape)}; "
+                         "see `align`")
     check_audio(x, "x"), check_audio(y, "y")
     try:
         from zimtohrli import mos_from_signals         # optional: pip install zimtohrli
     except ModuleNotFoundError:
-        raise ModuleNotFoundError("zimtohrli_mos needs the package zimtohrli; pip install zimtohrli") from None
-    return float(mos_from_signals(*(resample(audio, sample_rate, 48_000)[0].contiguous().numpy() for audio in (x, y))))
+        raise ModuleNotFoundError("zimtohrli_mos needs zimtohrli; pip install zimtohrli") from None
+    at_48_khz = [resample(audio, sample_rate, 48_000)[0].contiguous().numpy() for audio in (x, y)]
+    return float(mos_from_signals(*at_48_khz))
 
 # %% ../../nbs/labs/codec_quality.ipynb #6887ee27
 def _codecs(codecs, opus_kbps, rate):
@@ -107,13 +109,14 @@ def _codecs(codecs, opus_kbps, rate):
         codes = codec.encode(audio[None])
         return codec.decode(codes)[0], codes.numel() * math.log2(codec.card)
 
-    found = {f"{name}, {codec.n_q} x {codec.card} codes": partial(neural, codec) for name, codec in codecs.items()}
+    label = lambda name, codec: f"{name}, {codec.n_q} x {codec.card} codes"
+    found = {label(name, codec): partial(neural, codec) for name, codec in codecs.items()}
     if opus_kbps and not opus_available():
-        print("Opus is left out: opusenc and opusdec are not installed (Debian package opus-tools)", file=sys.stderr)
+        print("Opus is left out: opusenc and opusdec are not installed (Debian package opus-tools)",
+              file=sys.stderr)
         opus_kbps = ()
-    return found | {
-        f"Opus, {kbps:g} kbit/s nominal": partial(opus_round_trip, sample_rate=rate, kbps=kbps) for kbps in opus_kbps
-    }
+    through_opus = partial(opus_round_trip, sample_rate=rate)
+    return found | {f"Opus, {kbps:g} kbit/s nominal": partial(through_opus, kbps=kbps) for kbps in opus_kbps}
 
 # %% ../../nbs/labs/codec_quality.ipynb #1a67a6ee
 def _measure(round_trip, originals, rate, perceptual, bar):
@@ -138,14 +141,12 @@ def _measure(round_trip, originals, rate, perceptual, bar):
 # %% ../../nbs/labs/codec_quality.ipynb #020ab81c
 @torch.no_grad()
 def codec_table(
-    codec: (
-        Codec | Mapping[str, Codec]
-    ),  # in evaluation mode; several by name, such as {"first edition": ..., "second": ...}
+    codec: Codec | Mapping[str, Codec],  # in evaluation mode; or several by name
     clips: Sequence[Clip],  # held out; shorter ones than 1 s are padded with silence
     opus_kbps: Sequence[float] = (6, 12),  # nominal rates
     progress: bool = True,  # show bars
-) -> list[dict]:  # rows: name, kbit/s as counted, mel distance (0 is best), SI-SDR (dB), predicted opinion (1 to 5)
-    "Codecs and Opus on the same clips; what is not installed, opus-tools or zimtohrli, is left out with a note"
+) -> list[dict]:  # name, kbit/s as counted, mel distance (0 is best), SI-SDR (dB), predicted opinion (1 to 5)
+    "Codecs and Opus on the same clips; what is not installed (opus-tools, zimtohrli) is left out with a note"
     codecs = dict(codec) if isinstance(codec, Mapping) else {"codec": codec}
     rates = {one.sample_rate for one in codecs.values()} | {clip.sample_rate for clip in clips}
     if not codecs or not clips or len(rates) > 1:
@@ -155,7 +156,9 @@ def codec_table(
         )
     rate, perceptual = rates.pop(), zimtohrli_available()
     if not perceptual:
-        print("The predicted opinion is left out: zimtohrli is not installed (pip install zimtohrli)", file=sys.stderr)
+        print("The predicted opinion is left out: zimtohrli is not installed (pip install zimtohrli)",
+              file=sys.stderr)
     originals = [fit_length(clip.audio, max(rate, clip.audio.shape[-1])) for clip in clips]
-    return [{"name": name} | _measure(round_trip, originals, rate, perceptual, {"disable": not progress, "desc": name})
+    bar = lambda name: {"disable": not progress, "desc": name}
+    return [{"name": name} | _measure(round_trip, originals, rate, perceptual, bar(name))
             for name, round_trip in _codecs(codecs, opus_kbps, rate).items()]

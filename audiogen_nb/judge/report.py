@@ -38,7 +38,8 @@ def bench_generate(
         model.generate("a dog barks", duration, seed=i)
         times.append(time.perf_counter() - start)
     seconds = sorted(times[1:])[repeats // 2]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 10 if sys.platform == "linux" else 2 ** 20)
+    unit = 2 ** 10 if sys.platform == "linux" else 2 ** 20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
     return {
         "duration_s": duration,
         "seconds": round(seconds, 3),
@@ -98,7 +99,8 @@ def _finish(report, out, progress):
     with atomic_path(out) as temporary:
         temporary.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if progress:
-        print(*(format_table(rows) for rows in (report["accuracy"], report["codec"], [report["speed"]])), sep="\n\n")
+        tables = report["accuracy"], report["codec"], [report["speed"]]
+        print(*(format_table(rows) for rows in tables), sep="\n\n")
     return report
 
 # %% ../../nbs/labs/report.ipynb #a43f5450
@@ -125,9 +127,8 @@ def _perceptual():
     "Which perceptual measure the codec table has"
     if not zimtohrli_available():
         return "none: zimtohrli is not installed"
-    return (
-        f"mean opinion score (1 to 5) predicted by Zimtohrli {metadata.version('zimtohrli')}, clips resampled to 48 kHz"
-    )
+    version = metadata.version("zimtohrli")
+    return f"mean opinion score (1 to 5) predicted by Zimtohrli {version}, clips resampled to 48 kHz"
 
 # %% ../../nbs/labs/report.ipynb #190253bd
 def _protocol(model, listener, prompts, groups, seeds):
@@ -140,9 +141,11 @@ def _protocol(model, listener, prompts, groups, seeds):
         "prompts": len(prompts),
         "prompt_kinds": len({p.kind for p in prompts}),
         "seeds": list(seeds),
-        "generation": {"duration_s": g.duration, "temperature": g.temperature, "top_k": g.top_k, "top_p": g.top_p},
+        "generation": {"duration_s": g.duration, "temperature": g.temperature, "top_k": g.top_k,
+                       "top_p": g.top_p},
         "interval": "95 % Wilson, prompts (for real clips: clips) as trials",
-        "opus": "hard CBR, 60 ms packets; bits of the audio packets without Ogg pages, over the clips' duration",
+        "opus": "hard CBR, 60 ms packets; "
+                "bits of the audio packets without Ogg pages, over the clips' duration",
         "perceptual": _perceptual(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

@@ -62,29 +62,23 @@ def distributions(
 def draw_distributions(
     d: Distributions,
     n_codes: int = 40, # bars
-    width: float = 7.0, # inches, at 72 dots each
-    height: float = 2.4, # inches
+    width: float = 7.2, # inches, at 100 dots each
+    height: float = 2.6, # inches
 ) -> bytes: # a PNG picture
     "The likeliest codes of a step, with text, without, and guided"
     from io import BytesIO
 
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(width, height), dpi=72, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
     ax, order = figure.subplots(), (d.guided + 1e-3 * d.conditional).argsort(descending=True)[:n_codes]
     places = torch.arange(len(order))
-    ax.bar(places, d.guided[order], 0.9, color="#cfd8dc", label=f"guided: {d.bits(d.guided):.1f} bits, {d.kept} codes")
-    for name, values, colour in (("with text", d.conditional, "#1f77b4"), ("without", d.unconditional, "#ff7f0e")):
-        ax.plot(
-            places,
-            values[order],
-            ".-",
-            color=colour,
-            markersize=4,
-            linewidth=0.8,
-            label=f"{name}: {d.bits(values):.1f} bits",
-        )
+    label = f"guided: {d.bits(d.guided):.1f} bits, {d.kept} codes"
+    ax.bar(places, d.guided[order], 0.9, color="#cfd8dc", label=label)
+    two = ("with text", d.conditional, "#1f77b4"), ("without", d.unconditional, "#ff7f0e")
+    for name, values, colour in two:
+        ax.plot(places, values[order], ".", color=colour, label=f"{name}: {d.bits(values):.1f} bits")
     ax.legend(fontsize=8, loc="upper right")
-    ax.set(xlabel="codes, likeliest first", ylabel="probability")
+    ax.set(xlabel="codes, likeliest after guidance first", ylabel="probability")
     picture = BytesIO()
     figure.savefig(picture, format="png")
     return picture.getvalue()
@@ -100,7 +94,8 @@ class GuidanceLab:
         wide = dict(layout=w.Layout(width="auto"), style={"description_width": "88px"})
         self.model, self.asked, self.message = model, None, w.HTML()
         self.place = {"text": w.Text(text, description="text", continuous_update=False, **wide),
-                      "n_before": w.IntSlider(20, 1, 100, description="after frames", continuous_update=False, **wide),
+                      "n_before": w.IntSlider(20, 1, 100, description="after frames", continuous_update=False,
+                                              **wide),
                       "stream": w.IntSlider(0, 0, model.lm.config.n_q - 1, description="stream", **wide)}
         self.settings = {
             "guidance_scale": w.FloatSlider(3.0, min=0, max=10, step=0.1, description="guidance", **wide),
@@ -112,10 +107,8 @@ class GuidanceLab:
         controls = [*self.place.values(), *self.settings.values()]
         for control in controls:
             control.observe(lambda _: self.redraw(), "value")
-        self.widget = w.VBox(
-            [w.GridBox(controls, layout=w.Layout(grid_template_columns="1fr 1fr")), self.message, self.picture],
-            layout=w.Layout(max_width="900px"),
-        )
+        grid = w.GridBox(controls, layout=w.Layout(grid_template_columns="1fr 1fr"))
+        self.widget = w.VBox([grid, self.message, self.picture], layout=w.Layout(max_width="900px"))
         self.redraw()
 
     def redraw(self):
@@ -124,9 +117,8 @@ class GuidanceLab:
         try:
             if place != self.asked:
                 self.logits, self.asked = step_logits(self.model, *place), place
-            now = distributions(
-                self.logits[:, self.place["stream"].value], **{k: c.value for k, c in self.settings.items()}
-            )
+            settings = {name: control.value for name, control in self.settings.items()}
+            now = distributions(self.logits[:, self.place["stream"].value], **settings)
             self.picture.value, self.message.value = draw_distributions(now, width=9.0, height=3.0), ""
         except ValueError as error:
             self.message.value = f"<span style='color:#c62828'>{error}</span>"

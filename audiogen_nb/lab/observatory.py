@@ -29,7 +29,7 @@ def draw_use(
 ):
     "Share of each code, sorted, one line per stream; returns the figure"
     import matplotlib.pyplot as plt
-    axes = axes or plt.subplots(figsize=(3.5, 2.2), dpi=72, layout="constrained")[1]
+    axes = axes or plt.subplots(figsize=(7.2, 2.6), dpi=100, layout="constrained")[1]
     shares = use.counts / use.counts.sum(1, keepdim=True).clamp_min(1)
     for k, (share, p) in enumerate(zip(shares.sort(descending=True).values, use.perplexity.tolist())):
         axes.plot(share.numpy(), lw=1, label=f"stream {k}: perplexity {p:.0f}, {int(use.unused[k])} unused")
@@ -44,12 +44,12 @@ def draw_history(
 ):
     "One figure of every stream over the steps of a log; returns the matplotlib figure"
     import matplotlib.pyplot as plt
-    names = sorted(
-        {name for row in log for name in row if name.startswith(f"{figure}_")}, key=lambda name: (len(name), name)
-    )
+    names = {name for row in log for name in row if name.startswith(f"{figure}_")}
+    names = sorted(names, key=lambda name: (len(name), name))  # 10 comes after 9
     if not names:
-        raise ValueError(f"this log has no figures named {figure}_0, {figure}_1, ...; log CodebookUse.figures()")
-    axes = axes or plt.subplots(figsize=(3.5, 2.2), dpi=72, layout="constrained")[1]
+        raise ValueError(f"this log has no figures named {figure}_0, {figure}_1, ...; "
+                         "log CodebookUse.figures()")
+    axes = axes or plt.subplots(figsize=(7.2, 2.6), dpi=100, layout="constrained")[1]
     for name in names:
         rows = [(row["step"], row[name]) for row in log if name in row]
         axes.plot(*zip(*rows), lw=1, label=name.removeprefix(f"{figure}_"))
@@ -72,6 +72,7 @@ def sound_of(
     if base is None:
         base = torch.tensor([book.count.argmax().item() for book in books[:stream]], dtype=torch.long)
     if base.shape != (stream,):
-        raise ValueError(f"base must hold {stream} codes, one for each stream before, got shape {list(base.shape)}")
+        raise ValueError(f"base must hold {stream} codes, one for each stream before, "
+                         f"got shape {list(base.shape)}")
     codes = torch.cat([base, torch.tensor([code])]).view(1, -1, 1).expand(1, stream + 1, n_frames)
     return fade(codec.decode(codes)[0], codec.sample_rate)

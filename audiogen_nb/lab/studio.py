@@ -26,8 +26,9 @@ def take_label(
     prompt = settings["prompt"] or "(no words)"
     extra = f" · not {settings['negative_prompt']}" if settings.get("negative_prompt") else ""
     extra += f" · best of {settings['best_of']}" if settings.get("best_of", 1) > 1 else ""
-    return (f"{prompt} · {settings['duration']:g} s · guidance {settings['guidance_scale']:g} · "
-            f"temperature {settings['temperature']:g} · top-k {settings['top_k']} · seed {settings['seed']}{extra}")
+    how = f"{settings['duration']:g} s · guidance {settings['guidance_scale']:g}"
+    how += f" · temperature {settings['temperature']:g} · top-k {settings['top_k']} · seed {settings['seed']}"
+    return f"{prompt} · {how}{extra}"
 
 # %% ../../nbs/labs/studio.ipynb #d2e07841
 @dataclass(eq=False)
@@ -70,8 +71,8 @@ def make_take(
 # %% ../../nbs/labs/studio.ipynb #29a7cab4
 def take_figure(
     take: Take, # the sound to draw
-    width: float = 6.4, # inches, at 100 dots each
-    height: float = 1.9, # inches
+    width: float = 7.2, # inches, at 100 dots each
+    height: float = 2.6, # inches
 ) -> bytes: # a PNG picture
     "Waveform above, log-mel spectrogram below"
     from io import BytesIO
@@ -153,32 +154,36 @@ class Settings:
         defaults, # of the model: its `generation`
     ):
         import ipywidgets as w
-        self.prompt = w.Text(
-            EXAMPLES[0], placeholder="what do you want to hear?", layout=w.Layout(flex="1 1 auto", width="auto")
-        )
+        self.prompt = w.Text(EXAMPLES[0], placeholder="what do you want to hear?",
+                             layout=w.Layout(flex="1 1 auto", width="auto"))
         self.duration = _slider("seconds", defaults.duration, 0.5, defaults.limit, 0.5)
         self.guidance = _slider("guidance", defaults.guidance_scale, 0.0, 8.0, 0.5)
         self.temperature = _slider("temperature", defaults.temperature, 0.1, 2.0, 0.1)
         self.top_k = _slider("top-k", defaults.top_k, 0, 500, 10)
         self.seed = w.BoundedIntText(0, min=0, max=2**31 - 1, description="seed", disabled=True,
                                      style={"description_width": "40px"}, layout=w.Layout(width="auto"))
-        self.random = w.Checkbox(
-            True, description="new seed each time", indent=False, layout=w.Layout(margin="2px 0 0 6px")
-        )
+        self.random = w.Checkbox(True, description="new seed each time", indent=False,
+                                 layout=w.Layout(margin="2px 0 0 6px"))
         w.jslink((self.random, "value"), (self.seed, "disabled"))
-        self.negative = w.Text(placeholder="what not to hear", description="without", layout=w.Layout(width="auto"),
-                               style={"description_width": "88px"})
+        self.negative = w.Text(placeholder="what not to hear", description="without",
+                               layout=w.Layout(width="auto"), style={"description_width": "88px"})
         self.best_of = _slider("best of", 1, 1, 8, 1)
-        self.widget = w.GridBox([self.duration, self.guidance, self.seed, self.temperature, self.top_k, self.random,
-                                 self.negative, self.best_of],
+        self.widget = w.GridBox([self.duration, self.guidance, self.seed, self.temperature, self.top_k,
+                                 self.random, self.negative, self.best_of],
                                 layout=w.Layout(grid_template_columns="1fr 1fr 200px", grid_gap="2px 10px"))
 
     def read(self) -> dict: # the arguments of `make_take`
         "The settings as they stand; the seed is None while it is to be drawn"
-        return dict(prompt=self.prompt.value, duration=self.duration.value, guidance_scale=self.guidance.value,
-                    temperature=self.temperature.value, top_k=self.top_k.value,
-                    seed=None if self.random.value else self.seed.value,
-                    negative_prompt=self.negative.value.strip() or None, best_of=self.best_of.value)
+        return dict(
+            prompt=self.prompt.value,
+            duration=self.duration.value,
+            guidance_scale=self.guidance.value,
+            temperature=self.temperature.value,
+            top_k=self.top_k.value,
+            seed=None if self.random.value else self.seed.value,
+            negative_prompt=self.negative.value.strip() or None,
+            best_of=self.best_of.value,
+        )
 
 # %% ../../nbs/labs/studio.ipynb #54b36f68
 class RunBar:
@@ -209,7 +214,8 @@ class RunBar:
 
     def say(self, text: str, wrong: bool = False):
         "Show one sentence, in red if something is wrong"
-        self.line.value = f"<span style='color:{'#c62828' if wrong else 'inherit'}'>{html.escape(text)}</span>"
+        colour = "#c62828" if wrong else "inherit"
+        self.line.value = f"<span style='color:{colour}'>{html.escape(text)}</span>"
 
 # %% ../../nbs/labs/studio.ipynb #b9585774
 def take_card(
@@ -287,9 +293,8 @@ class Playground:
         if not self.run.start.disabled:
             self.run.busy(True)
             settings = self.settings.read()
-            self.job = Job(
-                lambda callback: make_take(self.model, **settings, callback=callback), self.run.step, self._end
-            )
+            work = lambda callback: make_take(self.model, **settings, callback=callback)
+            self.job = Job(work, self.run.step, self._end)
 
     def _end(self, take, error):
         if take:
