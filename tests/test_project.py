@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -113,21 +112,10 @@ def test_notebook_imports_only_what_make_lab_installs(name):
     assert not extra, f"{name} imports {extra}, which `make lab` does not install; see notebooks_requirements in settings.ini"
 
 
-@pytest.fixture(scope="session")
-def executions(request):
-    "Every selected notebook runs once, two at a time, each in an interpreter of its own, with OMP_NUM_THREADS as conftest has it"
-    names = {item.callspec.params["name"] for item in request.session.items
-             if item.originalname == "test_notebook_runs" and hasattr(item, "callspec")}
-    code = "import sys; from nbdev.test import nbdev_test; nbdev_test(sys.argv[1], n_workers=0, timing=True)"
-    with ThreadPoolExecutor(2) as pool:
-        yield {name: pool.submit(run, sys.executable, "-c", code, ROOT / name, MPLBACKEND="agg")
-               for name in sorted(names)}
-        pool.shutdown(cancel_futures=True)
-
-
 @pytest.mark.parametrize("name", NAMES)
-def test_notebook_runs(name, executions):
-    done = executions[name].result()
+def test_notebook_runs(name):
+    code = "import sys; from nbdev.test import nbdev_test; nbdev_test(sys.argv[1], n_workers=0, timing=True)"
+    done = run(sys.executable, "-c", code, ROOT / name, MPLBACKEND="agg")
     assert done.returncode == 0, f"{name} fails (`.venv/bin/nbdev_test --path {name}`):\n{done.stdout[-4000:]}"
 
 

@@ -107,7 +107,7 @@ def test_settings_at_the_edge_work(change):
     (dict(guidance_scale=lambda done: "2"), TypeError, "guidance_scale"), (dict(temperature=0), ValueError, "temperature"),
     (dict(top_k=1.5), ValueError, "top_k"), (dict(top_p=-0.1), ValueError, "top_p"), (dict(seeds=[1]), ValueError, "seed must be"),
     (dict(seeds=[1, -1]), ValueError, "seed must be"), (dict(seeds=[1, 2 ** 63]), ValueError, "seed must be"),
-    (dict(seeds=[1, 2, 3]), ValueError, "seed must be"), (dict(seeds=["a", 1]), TypeError, "list of int"), (dict(seeds=5.0), TypeError, "list"),
+    (dict(seeds=[1, 2, 3]), ValueError, "seed must be"), (dict(seeds=["a", 1]), TypeError, "seed must be"), (dict(seeds=5.0), TypeError, "seed must be"),
     (dict(n_frames=0), ValueError, "n_frames"), (dict(n_frames=201), ValueError, r"1\.\.200"),
     (dict(prompt=torch.zeros(2, 2, 6, dtype=torch.int64)), ValueError, "prompt must be"),
     (dict(prompt=torch.zeros(2, 2, 9, dtype=torch.int64)), ValueError, "prompt must be"),
