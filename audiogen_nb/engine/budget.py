@@ -55,8 +55,11 @@ def memory_estimate(
         return {"weights": 4 * n, "gradients": 4 * n, "optimizer": 8 * n,
                 "activations": batch * n_steps * (80 * c.n_layers * c.dim + 5 * logits)}
     rows = batch * (1 + guidance)
-    return {"weights": weights, "cache": 2 * c.n_layers * c.dim * size * (rows * n_steps + batch * text_length),
-            "activations": rows * (16 * c.dim * size + 6 * logits)}
+    return {
+        "weights": weights,
+        "cache": 2 * c.n_layers * c.dim * size * (rows * n_steps + batch * text_length),
+        "activations": rows * (16 * c.dim * size + 6 * logits),
+    }
 
 # %% ../../nbs/engine/budget.ipynb #0612f0d3
 def free_memory(
@@ -88,7 +91,7 @@ def check_memory(
     if total > free:
         parts = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in needs.items())
         raise ValueError(
-            f"a language model of {n_parameters(c) / 1e6:.0f} M parameters in {dtype} needs {total / 1e9:.1f} GB "
-            f"here ({parts}), but {free / 1e9:.1f} GB are free on {device}; pass a smaller preset, batch or "
-            "length, or dtype='bfloat16' or 'int8'"
+            f"a language model of {n_parameters(c) / 1e6:.0f} M parameters in {dtype} needs {total / 1e9:.1f}"
+            f" GB here ({parts}), but {free / 1e9:.1f} GB are free on {device}; pass a smaller preset, batch"
+            " or length, or dtype='bfloat16' or 'int8'"
         )

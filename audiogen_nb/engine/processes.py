@@ -45,7 +45,8 @@ def own_part(
     "This process's part of a batch"
     if len(batch) % world_size():
         raise ValueError(
-            f"a batch of {len(batch)} cannot be shared by {world_size()} processes; pass a multiple as batch_size"
+            f"a batch of {len(batch)} cannot be shared by {world_size()} processes; pass a multiple as"
+            " batch_size"
         )
     return batch.chunk(world_size())[rank()]
 
@@ -96,7 +97,9 @@ class AllProcesses(OneProcess):
         "Over all processes"
         return sum_over_processes(counts)
 
-    def gather(self, vectors: torch.Tensor) -> torch.Tensor:  # (N, D), N the same in each -> (N x processes, D)
+    def gather(
+        self, vectors: torch.Tensor
+    ) -> torch.Tensor:  # (N, D), N the same in each -> (N x processes, D)
         "The vectors of every process, in order of rank"
         parts = [torch.empty_like(vectors) for _ in range(world_size())]
         distributed.all_gather(parts, vectors.contiguous())

@@ -33,11 +33,12 @@ _LM_FIXED = {
     "lm_model": "transformer_lm", "transformer_lm.hidden_scale": 4, "transformer_lm.activation": "gelu",
     "transformer_lm.norm_first": True, "transformer_lm.norm": "layer_norm", "transformer_lm.causal": True,
     "transformer_lm.bias_ff": False, "transformer_lm.bias_attn": False, "transformer_lm.bias_proj": False,
-    "transformer_lm.layer_scale": None, "transformer_lm.positional_embedding": "sin", "transformer_lm.kv_repeat": 1,
-    "transformer_lm.past_context": None, "transformer_lm.qk_layer_norm": False,
+    "transformer_lm.layer_scale": None, "transformer_lm.positional_embedding": "sin",
+    "transformer_lm.kv_repeat": 1, "transformer_lm.past_context": None, "transformer_lm.qk_layer_norm": False,
     "transformer_lm.qk_layer_norm_cross": False, "fuser.cross_attention_pos_emb": False, "fuser.sum": [],
     "fuser.prepend": [], "fuser.input_interpolate": [], "fuser.cross": ["description"],
-    "interleave_stereo_codebooks.use": False, "conditioners.description.t5.normalize_text": False, "channels": 1}
+    "interleave_stereo_codebooks.use": False, "conditioners.description.t5.normalize_text": False,
+    "channels": 1}
 _CODEC_FIXED = {  # and the codec
     "compression_model": "encodec",
     "encodec.autoencoder": "seanet",
@@ -65,13 +66,17 @@ def _check_fixed(config, fixed):
     for path, ours in fixed.items():
         theirs = setting(config, path, _MISSING)
         if theirs is not _MISSING and theirs != ours:
-            raise ValueError(f"this checkpoint has {path} = {theirs!r}, which is not supported; it must be {ours!r}")
+            raise ValueError(
+                f"this checkpoint has {path} = {theirs!r}, which is not supported; it must be {ours!r}"
+            )
 
 def _int(config, path):
     "A whole number of the configuration"
     value = setting(config, path, None)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(f"the configuration of this checkpoint must hold a whole number at {path}, got {value!r}")
+        raise ValueError(
+            f"the configuration of this checkpoint must hold a whole number at {path}, got {value!r}"
+        )
     return value
 
 # %% ../../nbs/peers/audiocraft.ipynb #9e5d6f91
@@ -93,8 +98,8 @@ def lm_config(
     delays = setting(config, "codebooks_pattern.delay.delays", usual) if pattern == "delay" else usual
     if pattern not in ("delay", "parallel") or delays != usual:
         raise ValueError(
-            f"this checkpoint lays its streams out by the pattern {pattern!r} with delays {delays}, which is not "
-            f"supported; it must be 'parallel', or 'delay' with delays {usual}"
+            f"this checkpoint lays its streams out by the pattern {pattern!r} with delays {delays}, which is"
+            f" not supported; it must be 'parallel', or 'delay' with delays {usual}"
         )
     # the width of the text is in no setting that can be relied on: it is that of the projection
     return LMConfig(
@@ -113,16 +118,26 @@ def codec_config(
     "The codec that a checkpoint describes"
     config = checkpoint.config
     _check_fixed(config, _CODEC_FIXED)
-    sizes = {name: _int(config, theirs) for name, theirs in
-             dict(sample_rate="sample_rate", n_filters="seanet.n_filters", dimension="seanet.dimension", n_q="rvq.n_q",
-                  card="rvq.bins", kernel_size="seanet.kernel_size", residual_kernel_size="seanet.residual_kernel_size",
-                  lstm_layers="seanet.lstm").items()}
+    sizes = {
+        name: _int(config, theirs)
+        for name, theirs in dict(
+            sample_rate="sample_rate",
+            n_filters="seanet.n_filters",
+            dimension="seanet.dimension",
+            n_q="rvq.n_q",
+            card="rvq.bins",
+            kernel_size="seanet.kernel_size",
+            residual_kernel_size="seanet.residual_kernel_size",
+            lstm_layers="seanet.lstm",
+        ).items()
+    }
     if setting(config, "seanet.last_kernel_size", 7) != sizes["kernel_size"]:
         raise ValueError("this codec's last kernel differs in size from its first, which is not supported")
     ratios = setting(config, "seanet.ratios", None)
     if not isinstance(ratios, list) or not all(isinstance(r, int) for r in ratios):
         raise ValueError(
-            f"the configuration of this checkpoint must hold a list of strides at seanet.ratios, got {ratios!r}"
+            "the configuration of this checkpoint must hold a list of strides at seanet.ratios, got"
+            f" {ratios!r}"
         )
     # they list the decoder's order
     return CodecConfig(**sizes, strides=tuple(reversed(ratios)), norm="weight")
@@ -136,19 +151,26 @@ def audiocraft_map(
     pieces = {"embed.weight": [(f"emb.{k}.weight", 0, c.card + 1) for k in streams],
               "heads.weight": [(f"linears.{k}.weight", 0, c.card) for k in streams]}
     for kind in ("weight", "bias"):
-        pieces |= {f"text_proj.{kind}": [(f"{TEXT}.{kind}", 0, d)], f"norm.{kind}": [(f"out_norm.{kind}", 0, d)]}
+        pieces |= {
+            f"text_proj.{kind}": [(f"{TEXT}.{kind}", 0, d)],
+            f"norm.{kind}": [(f"out_norm.{kind}", 0, d)],
+        }
     for i in range(c.n_layers):
         ours, theirs = f"blocks.{i}.", f"transformer.layers.{i}."
         for norm, other in (("self_norm", "norm1"), ("cross_norm", "norm_cross"), ("feed_norm", "norm2")):
-            pieces |= {f"{ours}{norm}.{kind}": [(f"{theirs}{other}.{kind}", 0, d)] for kind in ("weight", "bias")}
+            pieces |= {
+                f"{ours}{norm}.{kind}": [(f"{theirs}{other}.{kind}", 0, d)] for kind in ("weight", "bias")
+            }
         cross = f"{theirs}cross_attention.in_proj_weight"
-        pieces |= {f"{ours}self_attention.in_proj.weight": [(f"{theirs}self_attn.in_proj_weight", 0, 3 * d)],
-                   f"{ours}self_attention.out_proj.weight": [(f"{theirs}self_attn.out_proj.weight", 0, d)],
-                   f"{ours}cross_attention.q_proj.weight": [(cross, 0, d)],
-                   f"{ours}cross_attention.kv_proj.weight": [(cross, d, 2 * d)],
-                   f"{ours}cross_attention.out_proj.weight": [(f"{theirs}cross_attention.out_proj.weight", 0, d)],
-                   f"{ours}feed_forward.0.weight": [(f"{theirs}linear1.weight", 0, 4 * d)],
-                   f"{ours}feed_forward.2.weight": [(f"{theirs}linear2.weight", 0, d)]}
+        pieces |= {
+            f"{ours}self_attention.in_proj.weight": [(f"{theirs}self_attn.in_proj_weight", 0, 3 * d)],
+            f"{ours}self_attention.out_proj.weight": [(f"{theirs}self_attn.out_proj.weight", 0, d)],
+            f"{ours}cross_attention.q_proj.weight": [(cross, 0, d)],
+            f"{ours}cross_attention.kv_proj.weight": [(cross, d, 2 * d)],
+            f"{ours}cross_attention.out_proj.weight": [(f"{theirs}cross_attention.out_proj.weight", 0, d)],
+            f"{ours}feed_forward.0.weight": [(f"{theirs}linear1.weight", 0, 4 * d)],
+            f"{ours}feed_forward.2.weight": [(f"{theirs}linear2.weight", 0, d)],
+        }
     return pieces
 
 # %% ../../nbs/peers/audiocraft.ipynb #1fc6b72b
@@ -170,7 +192,9 @@ class NamedTextEncoder(TextEncoder):
             try:
                 encoder = HFTextEncoder(self.name, max_length=self.max_length)
             except ImportError:
-                raise ValueError(f"the text encoder {self.name!r} needs a library: pip install transformers") from None
+                raise ValueError(
+                    f"the text encoder {self.name!r} needs a library: pip install transformers"
+                ) from None
             except (OSError, ValueError) as e:
                 raise FileNotFoundError(
                     f"cannot load the text encoder {self.name!r} ({type(e).__name__}); check the network, "
@@ -196,8 +220,8 @@ class NamedTextEncoder(TextEncoder):
 def _check_width(encoder, width):
     if encoder.width != width:
         raise ValueError(
-            f"the text encoder gives states of width {encoder.width}, the checkpoint was trained with {width}; "
-            "pass the text_encoder it was trained with"
+            f"the text encoder gives states of width {encoder.width}, the checkpoint was trained with"
+            f" {width}; pass the text_encoder it was trained with"
         )
     return encoder
 
@@ -206,7 +230,9 @@ def _text_encoder(given, name, width):
     if isinstance(given, TextEncoder):
         return _check_width(given, width)
     if given is not None and not isinstance(given, (str, Path)):
-        raise TypeError(f"text_encoder must be a TextEncoder, a name, a folder or None, got {type(given).__name__}")
+        raise TypeError(
+            f"text_encoder must be a TextEncoder, a name, a folder or None, got {type(given).__name__}"
+        )
     name = given or name
     if not name:
         raise ValueError("this checkpoint does not name its text encoder; pass text_encoder=")
@@ -220,13 +246,9 @@ LICENCE = "CC BY-NC 4.0 (no commercial use), as far as these are the weights tha
 # %% ../../nbs/peers/audiocraft.ipynb #f398b43b
 def read_audiocraft(
     name: str | Path,  # folder with state_dict.bin and compression_state_dict.bin, or a hub id
-    text_encoder: (
-        TextEncoder | str | Path | None
-    ) = None,  # an encoder, its name or folder; None: the one the checkpoint names
-    text_padding: str = "masked",  # "masked": every item by itself; "zeros": AudioCraft's, which depends on the batch
-    dtype: (
-        torch.dtype | str | None
-    ) = None,  # of the language model: "float32", "bfloat16" or "int8", for generation only; None is float32, trainable
+    text_encoder: TextEncoder | str | Path | None = None, # or name or folder; None: the checkpoint names it
+    text_padding: str = "masked", # each item by itself; "zeros": AudioCraft's, which depends on the batch
+    dtype: torch.dtype | str | None = None, # "float32", "bfloat16", "int8" only generate; None: trains, too
     device: str | torch.device = "cpu",
     source: str | None = None,  # how messages and provenance call it; None: by its name
 ) -> Parts:
@@ -256,8 +278,9 @@ def _check_parts(lm_file, config, shape):
     rate = setting(lm_file.config, "sample_rate", shape.sample_rate)
     if (config.n_q, config.card, rate) != (shape.n_q, shape.card, shape.sample_rate):
         raise ValueError(
-            f"the two files do not belong together: the language model writes {config.n_q} streams of {config.card} "
-            f"codes for {rate} Hz, the codec reads {shape.n_q} of {shape.card} for {shape.sample_rate} Hz"
+            f"the two files do not belong together: the language model writes {config.n_q} streams of"
+            f" {config.card} codes for {rate} Hz, the codec reads {shape.n_q} of {shape.card} for"
+            f" {shape.sample_rate} Hz"
         )
 
 def _generation(config):
@@ -287,9 +310,8 @@ def save_audiocraft(
     _check_saveable(model)
     if name is None:
         print(
-            f"AudioCraft finds a text encoder by its name, and {type(model.text_encoder).__name__} has none: to load "
-            "this "
-            "checkpoint pass text_encoder=",
+            f"AudioCraft finds a text encoder by its name, and {type(model.text_encoder).__name__} has none:"
+            " to load this checkpoint pass text_encoder=",
             file=sys.stderr,
         )
     with new_folder(folder) as temporary:
@@ -307,7 +329,8 @@ def _check_saveable(model):
     "Refuse what AudioCraft has no place for"
     if model.lm.config.pattern not in ("delay", "parallel"):
         raise ValueError(
-            f"AudioCraft has no streams of the pattern {model.lm.config.pattern!r}; it must be 'delay' or 'parallel'"
+            f"AudioCraft has no streams of the pattern {model.lm.config.pattern!r}; it must be 'delay' or"
+            " 'parallel'"
         )
     if model.codec.config.norm != "weight" or not model.codec.config.lstm_layers:
         raise ValueError(
@@ -316,7 +339,8 @@ def _check_saveable(model):
         )
     if precision(model.lm) not in (None, "float32"):
         raise ValueError(
-            f"this language model is in {precision(model.lm)}, for generation only; load it in float32 to save it"
+            f"this language model is in {precision(model.lm)}, for generation only; load it in float32 to"
+            " save it"
         )
 
 def _lm_state(lm, dtype):
@@ -324,7 +348,10 @@ def _lm_state(lm, dtype):
     if lm.config.average_streams:
         state["embed.weight"] = state["embed.weight"] / lm.config.n_q  # a mean is a sum of smaller embeddings
     # copies: a view would be stored with all that it is a view of
-    return {name: part.to(dtype, copy=True) for name, part in scatter_tensors(audiocraft_map(lm.config), state).items()}
+    return {
+        name: part.to(dtype, copy=True)
+        for name, part in scatter_tensors(audiocraft_map(lm.config), state).items()
+    }
 
 # %% ../../nbs/peers/audiocraft.ipynb #d5a2b7a9
 def _nested(settings):
@@ -386,7 +413,9 @@ def _lm_yaml(model, text_name):
             "attribute_dropout": {},
             "fuser.cross_attention_pos_emb_scale": 1,
             "conditioners.description.model": "t5",
-            "conditioners.description.t5": dict(name=text_name, finetune=False, word_dropout=0.0, normalize_text=False),
+            "conditioners.description.t5": dict(
+                name=text_name, finetune=False, word_dropout=0.0, normalize_text=False
+            ),
             "dataset.segment_duration": g.max_duration,
             "licence": str(model.provenance.get("licence", "not stated")),
             "generate.lm": dict(use_sampling=True, temp=g.temperature, top_k=g.top_k, top_p=g.top_p),

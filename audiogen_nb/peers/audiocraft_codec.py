@@ -50,7 +50,9 @@ def _their_name(ours: str, transposed: bool) -> str:
         return f"quantizer.vq.layers.{book[1]}._codebook.{theirs}"
     wrap = "convtr" if transposed else "conv"
     name = re.sub(r"^(encoder|decoder)\.", r"\1.model.", ours)
-    name = re.sub(r"\.(conv|norm)\.(?!conv)", lambda m: f".{wrap}.{wrap if m[1] == 'conv' else 'norm'}.", name)
+    name = re.sub(
+        r"\.(conv|norm)\.(?!conv)", lambda m: f".{wrap}.{wrap if m[1] == 'conv' else 'norm'}.", name
+    )
     return name.replace("parametrizations.weight.original0", "weight_g").replace(
         "parametrizations.weight.original1", "weight_v"
     )
@@ -61,7 +63,11 @@ def codec_to_audiocraft(
 ) -> dict[str, torch.Tensor]: # `best_state` of a compression_state_dict.bin
     "A codec's weights under AudioCraft's names"
     convs = (torch.nn.Conv1d, torch.nn.ConvTranspose1d)
-    transposed = {name.rsplit(".", 1)[0] for name, m in codec.named_modules() if isinstance(m, convs) and m.transposed}
-    state = {_their_name(name, any(name.startswith(f"{layer}.") for layer in transposed)): tensor.detach().clone()
-             for name, tensor in codec.state_dict().items()}
+    transposed = {
+        name.rsplit(".", 1)[0] for name, m in codec.named_modules() if isinstance(m, convs) and m.transposed
+    }
+    state = {
+        _their_name(name, any(name.startswith(f"{layer}.") for layer in transposed)): tensor.detach().clone()
+        for name, tensor in codec.state_dict().items()
+    }
     return state | {f"quantizer.vq.layers.{k}._codebook.{_FLAG}": torch.ones(1) for k in range(codec.n_q)}

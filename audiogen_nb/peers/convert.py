@@ -26,9 +26,7 @@ def _layout_by_name(name):
 def convert(
     source: str | Path,  # "pocket", a folder, or a hub id, in any of the three layouts
     destination: str | Path,  # a folder that must not exist yet
-    layout: (
-        str | None
-    ) = None,  # "audiogen_nb", "audiocraft" or "musicgen"; None: the book's own, and from that AudioCraft's
+    layout: str | None = None, # "audiogen_nb" (None), "audiocraft" (None, from ours) or "musicgen"
     weights: str = "float32",  # stored precision: also "float16", and "int8" in the book's own layout
     text_encoder: str | Path | None = None,  # name or folder of the text encoder of an AudioCraft checkpoint
 ) -> Path:  # the destination
@@ -43,11 +41,19 @@ def convert(
     if layout not in possible:
         raise ValueError(f"layout must be one of {', '.join(possible)}, got {layout!r}")
     if weights not in possible[layout]:
-        raise ValueError(f"weights of the layout {layout} must be {' or '.join(possible[layout])}, got {weights!r}")
+        raise ValueError(
+            f"weights of the layout {layout} must be {' or '.join(possible[layout])}, got {weights!r}"
+        )
     if text_encoder is not None and kind != "audiocraft":
-        raise ValueError(f"text_encoder is for AudioCraft's checkpoints, which lack one; {source} has its own")
+        raise ValueError(
+            f"text_encoder is for AudioCraft's checkpoints, which lack one; {source} has its own"
+        )
     with new_folder(destination) as inside:                              # is there a place for it?
-        model = load_audiocraft(source, text_encoder) if kind == "audiocraft" else AudioGen.from_pretrained(source)
+        model = (
+            load_audiocraft(source, text_encoder)
+            if kind == "audiocraft"
+            else AudioGen.from_pretrained(source)
+        )
         result = inside / "model"
         if layout == "audiogen_nb":
             model.save_pretrained(result, weights)

@@ -31,7 +31,7 @@ from ..text.encoders import TextEncoder
 def musicgen_map(
     c: LMConfig,
 ) -> TensorMap:
-    "For every tensor of our language model, the tensors of transformers' MusicGen that make it up, top to bottom"
+    "For every tensor of our language model, the tensors of transformers' MusicGen that make it up"
     d, streams, root = c.dim, range(c.n_q), "decoder.model.decoder."
     pieces = {"embed.weight": [(f"{root}embed_tokens.{k}.weight", 0, c.card + 1) for k in streams],
               "heads.weight": [(f"decoder.lm_heads.{k}.weight", 0, c.card) for k in streams]}
@@ -42,9 +42,14 @@ def musicgen_map(
         }
     for i in range(c.n_layers):
         ours, theirs = f"blocks.{i}.", f"{root}layers.{i}."
-        for norm, other in (("self_norm", "self_attn"), ("cross_norm", "encoder_attn"), ("feed_norm", "final")):
+        for norm, other in (
+            ("self_norm", "self_attn"),
+            ("cross_norm", "encoder_attn"),
+            ("feed_norm", "final"),
+        ):
             pieces |= {
-                f"{ours}{norm}.{kind}": [(f"{theirs}{other}_layer_norm.{kind}", 0, d)] for kind in ("weight", "bias")
+                f"{ours}{norm}.{kind}": [(f"{theirs}{other}_layer_norm.{kind}", 0, d)]
+                for kind in ("weight", "bias")
             }
         for part, (name, other, projections) in {
             "self_attention.in_proj": ("", "self_attn", "qkv"),
@@ -71,7 +76,9 @@ def codec_name(
     return name.replace("quantizer.vq.layers.", "quantizer.layers.").replace("._codebook.", ".codebook.")
 
 # %% ../../nbs/peers/musicgen.ipynb #a1ad0b5c
-_DECODER = dict(scale_embedding=False, activation_function="gelu", audio_channels=1, cross_attention_hidden_size=None)
+_DECODER = dict(
+    scale_embedding=False, activation_function="gelu", audio_channels=1, cross_attention_hidden_size=None
+)
 _ENCODEC = dict(
     model_type="encodec",
     audio_channels=1,
@@ -133,9 +140,7 @@ def read_musicgen(
     name: str | Path,  # folder with config.json and model.safetensors, or a hub id
     text_encoder: TextEncoder | None = None,  # None: the one inside
     text_padding: str = "masked",  # as in transformers
-    dtype: (
-        torch.dtype | str | None
-    ) = None,  # of the language model: "float32", "bfloat16" or "int8", for generation only; None is float32, trainable
+    dtype: torch.dtype | str | None = None, # "float32", "bfloat16", "int8" only generate; None: trains, too
     device: str | torch.device = "cpu",
     source: str | None = None,  # how messages and provenance call it; None: by its name
 ) -> Parts:
@@ -146,17 +151,25 @@ def read_musicgen(
     state = _read_state(folder)
     # equal widths: they project nothing
     if config.text_dim == config.dim and "enc_to_dec_proj.weight" not in state:
-        state |= {"enc_to_dec_proj.weight": torch.eye(config.dim), "enc_to_dec_proj.bias": torch.zeros(config.dim)}
+        state |= {
+            "enc_to_dec_proj.weight": torch.eye(config.dim),
+            "enc_to_dec_proj.bias": torch.zeros(config.dim),
+        }
     tensors = gather_tensors(
-        musicgen_map(config), {k: v for k, v in state.items() if k.startswith(("decoder.", "enc_to_dec_proj."))}
+        musicgen_map(config),
+        {k: v for k, v in state.items() if k.startswith(("decoder.", "enc_to_dec_proj."))},
     )
     encoder = text_encoder or _text_encoder(folder, settings, state)
-    lm, codec = empty_lm(config, dtype, device), codec_from_audiocraft(_codec_state(state, shape), shape).to(device)
+    lm, codec = empty_lm(config, dtype, device), codec_from_audiocraft(_codec_state(state, shape), shape).to(
+        device
+    )
     fill_lm(lm, trimming(tensors), device)
     provenance = {
         "source": source or (folder.name if Path(name).is_dir() else str(name)),
         "format": "transformers MusicGen",
-        "licence": "see its model card; Meta's MusicGen and AudioGen weights are CC BY-NC 4.0 (no commercial use)",
+        "licence": (
+            "see its model card; Meta's MusicGen and AudioGen weights are CC BY-NC 4.0 (no commercial use)"
+        ),
     }
     print(f"{provenance['source']}: licence: {provenance['licence']}", file=sys.stderr)
     return Parts(codec, lm, encoder, Generation(duration=5.0, max_duration=10.0), provenance)
@@ -179,7 +192,9 @@ def _read_state(folder):
     "Weights by name, from one file or several; positions are computed, not read"
     index = folder / "model.safetensors.index.json"
     files = (
-        sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+        sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        if index.is_file()
+        else ["model.safetensors"]
     )
     state = {}
     for file in files:
@@ -210,7 +225,9 @@ def _codec_state(state, shape):
             if side == "decoder" and layer.isdigit() and int(layer) % 3 == 0 and 0 < int(layer) < last
             else "conv"
         )
-        name = re.sub(r"^(encoder|decoder)\.layers\.", r"\1.model.", name).replace(".codebook.", "._codebook.")
+        name = re.sub(r"^(encoder|decoder)\.layers\.", r"\1.model.", name).replace(
+            ".codebook.", "._codebook."
+        )
         found[re.sub(r"\.conv\.(bias|weight)", rf".{conv}.{conv}.\1", name)] = value.float()
     return found
 
@@ -241,7 +258,9 @@ def save_musicgen(
     encoder = _t5_of(model)
     state, auto = musicgen_state(model), _transformers()
     state |= {
-        f"text_encoder.{k}": v for k, v in encoder.model.state_dict().items() if k != "encoder.embed_tokens.weight"
+        f"text_encoder.{k}": v
+        for k, v in encoder.model.state_dict().items()
+        if k != "encoder.embed_tokens.weight"
     }
     config = musicgen_config(model, encoder.model.config)
     generation = auto.GenerationConfig(
@@ -253,7 +272,9 @@ def save_musicgen(
         decoder_start_token_id=model.lm.special,
     )
     with new_folder(folder) as temporary:
-        save_file({k: v.contiguous() for k, v in state.items()}, temporary / "model.safetensors", {"format": "pt"})
+        save_file(
+            {k: v.contiguous() for k, v in state.items()}, temporary / "model.safetensors", {"format": "pt"}
+        )
         for part in (config, generation, encoder.tokenizer):
             part.save_pretrained(temporary)
     return Path(folder)
@@ -264,7 +285,8 @@ def _t5_of(model):
     encoder = model.text_encoder.loaded() if hasattr(model.text_encoder, "loaded") else model.text_encoder
     if not isinstance(encoder, HFTextEncoder):
         raise ValueError(
-            f"transformers' MusicGen needs a text encoder of transformers, this model has a {type(encoder).__name__}"
+            "transformers' MusicGen needs a text encoder of transformers, this model has a"
+            f" {type(encoder).__name__}"
         )
     return encoder
 
@@ -274,12 +296,21 @@ def musicgen_config(model, text_config):
     auto, c, a = _transformers(), model.lm.config, model.codec.config
     if c.pattern != "delay" or a.norm != "weight" or not a.lstm_layers:
         raise ValueError(
-            f"transformers' MusicGen has delayed streams and a codec with weight norm and an LSTM; this model has "
-            f"pattern {c.pattern!r}, norm {a.norm!r} and {a.lstm_layers} LSTM layers"
+            "transformers' MusicGen has delayed streams and a codec with weight norm and an LSTM; this model"
+            f" has pattern {c.pattern!r}, norm {a.norm!r} and {a.lstm_layers} LSTM layers"
         )
-    decoder = dict(vocab_size=c.card, hidden_size=c.dim, num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads,
-                   ffn_dim=4 * c.dim, num_codebooks=c.n_q, max_position_embeddings=c.max_frames, dropout=0.0,
-                   pad_token_id=c.card, bos_token_id=c.card)
+    decoder = dict(
+        vocab_size=c.card,
+        hidden_size=c.dim,
+        num_hidden_layers=c.n_layers,
+        num_attention_heads=c.n_heads,
+        ffn_dim=4 * c.dim,
+        num_codebooks=c.n_q,
+        max_position_embeddings=c.max_frames,
+        dropout=0.0,
+        pad_token_id=c.card,
+        bos_token_id=c.card,
+    )
     bits = (a.card - 1).bit_length()                        # from this they count the codebooks
     encodec = dict(
         _ENCODEC,
@@ -295,7 +326,9 @@ def musicgen_config(model, text_config):
         target_bandwidths=[-(-a.sample_rate // a.hop_length) * a.n_q * bits / 1000],
     )
     return auto.MusicgenConfig(
-        text_encoder=text_config.to_dict(), audio_encoder=encodec, decoder={**decoder, "model_type": "musicgen_decoder"}
+        text_encoder=text_config.to_dict(),
+        audio_encoder=encodec,
+        decoder={**decoder, "model_type": "musicgen_decoder"},
     )
 
 # %% ../../nbs/peers/musicgen.ipynb #be98196f
@@ -303,7 +336,8 @@ def musicgen_state(model):
     "Language model and codec under transformers' names; the language model's tensors are views of ours"
     if precision(model.lm) not in (None, "float32"):
         raise ValueError(
-            f"this language model is in {precision(model.lm)}, for generation only; load it in float32 to convert it"
+            f"this language model is in {precision(model.lm)}, for generation only; load it in float32 to"
+            " convert it"
         )
     own, c = model.lm.state_dict(), model.lm.config
     if c.average_streams:
@@ -312,7 +346,8 @@ def musicgen_state(model):
     if c.text_dim == c.dim:
         if not torch.equal(own["text_proj.weight"], torch.eye(c.dim)) or own["text_proj.bias"].any():
             raise ValueError(
-                "transformers projects the text only when it has another width than the decoder; this model projects it"
+                "transformers projects the text only when it has another width than the decoder; this model"
+                " projects it"
             )
         del state["enc_to_dec_proj.weight"], state["enc_to_dec_proj.bias"]
     return state | {f"audio_encoder.{codec_name(k)}": v for k, v in codec_to_audiocraft(model.codec).items()}

@@ -32,7 +32,10 @@ class Rung:
 
     def __str__(self) -> str:
         size = f"{self.difference:.0f} differ" if self.tolerance == 0 else f"within {self.tolerance:g}"
-        return f"{'pass' if self.passed else f'FAIL {self.difference:.2g}':5} {self.part:15} {self.name:45} {size}"
+        return (
+            f"{'pass' if self.passed else f'FAIL {self.difference:.2g}':5} {self.part:15} {self.name:45}"
+            f" {size}"
+        )
 
 # %% ../../nbs/peers/parity.ipynb #4fde448f
 def compare(
@@ -43,7 +46,9 @@ def compare(
 ) -> Rung:
     "A rung from two tensors; another shape, or a NaN that should not be there, fails"
     if got.shape != wanted.shape:
-        return Rung(part, f"{name}: shape {list(got.shape)}, not {list(wanted.shape)}", float("inf"), tolerance)
+        return Rung(
+            part, f"{name}: shape {list(got.shape)}, not {list(wanted.shape)}", float("inf"), tolerance
+        )
     if tolerance == 0:
         return Rung(part, name, float((got != wanted).sum()), 0.0)
     defined = ~wanted.isnan() if wanted.is_floating_point() else torch.ones_like(wanted, dtype=torch.bool)
@@ -88,7 +93,9 @@ def lm_rungs(
     yield rung("their mask", known, "tf_mask_allsteps", 0)
     yield from _training_rungs(lm, e, logits)
     yield rung(
-        "teacher-forced logits without text", lm.predict(e["tf_codes"], text, mask & False)[0], "tf_logits_uncond"
+        "teacher-forced logits without text",
+        lm.predict(e["tf_codes"], text, mask & False)[0],
+        "tf_logits_uncond",
     )
 
 # %% ../../nbs/peers/parity.ipynb #89573174
@@ -194,14 +201,21 @@ def _levels(codec, e, codes):
     chosen = [codec.quantizer.decode(codes[:, : k + 1]) for k in range(codes.shape[1])]
     latent = codec.encoder(e["wav"])
     inputs = [latent] + [latent - c for c in chosen[:-1]]
-    return torch.stack(inputs), torch.stack([b - a for a, b in zip([torch.zeros_like(latent), *chosen], chosen)])
+    return torch.stack(inputs), torch.stack(
+        [b - a for a, b in zip([torch.zeros_like(latent), *chosen], chosen)]
+    )
 
 # %% ../../nbs/peers/parity.ipynb #d139c748
 def parity_ladder(
-    model: AudioGen, # loaded from the checkpoint that the numbers were computed with, in float32
-    expected: dict[str, torch.Tensor],  # AudioCraft's numbers, named as in tests/data/parity/expected.safetensors
+    model: AudioGen,  # loaded from the checkpoint that the numbers were computed with, in float32
+    expected: dict[str, torch.Tensor], # AudioCraft's numbers, named as in tests/data/parity
 ) -> list[Rung]:
     "Compare a converted model with AudioCraft, from single layers to tokens and waveform"
     with padding(model.lm, "zeros") as lm:
         rungs = list(lm_rungs(lm, expected))
-    return [*rungs, *token_rungs(model.lm, expected), *sampling_rungs(expected), *codec_rungs(model.codec, expected)]
+    return [
+        *rungs,
+        *token_rungs(model.lm, expected),
+        *sampling_rungs(expected),
+        *codec_rungs(model.codec, expected),
+    ]

@@ -31,10 +31,12 @@ class Checkpoint:
 def read_checkpoint(
     path: str | Path, # state_dict.bin or compression_state_dict.bin
 ) -> Checkpoint:
-    "Read a file of AudioCraft's; a pickle that wants more than tensors and plain values is refused before it runs"
+    "Read a file of AudioCraft's; a pickle of more than plain values is refused before it runs"
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} is not a complete AudioCraft checkpoint: {path.name} is missing")
+        raise FileNotFoundError(
+            f"{path.parent} is not a complete AudioCraft checkpoint: {path.name} is missing"
+        )
     mapped = _is_zip(path)             # files from before PyTorch 1.6 cannot be mapped
     try:
         package = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
@@ -44,7 +46,8 @@ def read_checkpoint(
                          + (f" but asks for {wanted.group(1)}" if wanted else "")) from None
     except Exception as e:             # whatever a damaged zip makes the reader stumble over
         raise ValueError(
-            f"{path} is damaged ({(str(e) or type(e).__name__).splitlines()[0][:100]}); download or copy it again"
+            f"{path} is damaged ({(str(e) or type(e).__name__).splitlines()[0][:100]}); download or copy it"
+            " again"
         ) from None
     return _check_package(package, path, mapped)
 
@@ -56,12 +59,16 @@ def _is_zip(path):
 def _check_package(package, path, mapped):
     "The parts of a package, or a sentence about what is wrong with it"
     if isinstance(package, dict) and "pretrained" in package:
-        raise ValueError(f"{path} only points to another checkpoint, {package['pretrained']!r}; pass that one's folder")
+        raise ValueError(
+            f"{path} only points to another checkpoint, {package['pretrained']!r}; pass that one's folder"
+        )
     state, config = (package.get(k) if isinstance(package, dict) else None for k in ("best_state", "xp.cfg"))
     if not isinstance(state, dict) or not isinstance(config, str) or \
             not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()):
-        raise ValueError(f"{path} is not a checkpoint that AudioCraft exported: it must hold tensors in 'best_state' "
-                         "and YAML in 'xp.cfg'")
+        raise ValueError(
+            f"{path} is not a checkpoint that AudioCraft exported: it must hold tensors in 'best_state' "
+            "and YAML in 'xp.cfg'"
+        )
     # attention of plain PyTorch sits one level deeper than AudioCraft's own; both are written
     state = {name.replace(".mha.", "."): value for name, value in state.items()}
     return Checkpoint(read_yaml(config, str(path)), state, str(package.get("version", "unknown")), mapped)
@@ -79,7 +86,9 @@ def read_yaml(
             raise ValueError("no table of settings")
         return _resolve(config, config, 0)
     except (yaml.YAMLError, ValueError) as e:
-        raise ValueError(f"{name} has a configuration that cannot be read ({str(e).splitlines()[0]})") from None
+        raise ValueError(
+            f"{name} has a configuration that cannot be read ({str(e).splitlines()[0]})"
+        ) from None
 
 # %% ../../nbs/peers/pickles.ipynb #e936e12c
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")
@@ -117,19 +126,25 @@ TensorMap = dict[str, list[tuple[str, int, int]]]  # our name: [(their name, fir
 # %% ../../nbs/peers/pickles.ipynb #cc817d7b
 def gather_tensors(
     pieces: TensorMap,
-    state: dict[str, torch.Tensor], # theirs
-    done: Callable[[torch.Tensor], None] = lambda tensor: None,  # told of each of their tensors that has been used up
+    state: dict[str, torch.Tensor],  # theirs
+    done: Callable[[torch.Tensor], None] = lambda tensor: None, # told of each of theirs that is used up
 ) -> Iterator[tuple[str, torch.Tensor]]:
     "Our tensors one by one, in their precision; made when asked for, so that only one exists at a time"
     rows, last = {}, {}
     for ours, parts in pieces.items():
         for theirs, start, n in parts:
             rows[theirs], last[theirs] = max(rows.get(theirs, 0), start + n), ours
-    wrong = [k for k, n in rows.items() if k not in state or len(state[k]) != n] + [k for k in state if k not in rows]
-    wrong = wrong or [parts[0][0] for parts in pieces.values() if len({state[k].shape[1:] for k, _, _ in parts}) > 1]
+    wrong = [k for k, n in rows.items() if k not in state or len(state[k]) != n] + [
+        k for k in state if k not in rows
+    ]
+    wrong = wrong or [
+        parts[0][0] for parts in pieces.values() if len({state[k].shape[1:] for k, _, _ in parts}) > 1
+    ]
     if wrong:
-        raise ValueError(f"the weights do not fit their configuration: {len(wrong)} tensors are missing, unknown or of "
-                         f"another shape, e.g. {wrong[0]}")
+        raise ValueError(
+            f"the weights do not fit their configuration: {len(wrong)} tensors are missing, unknown or of "
+            f"another shape, e.g. {wrong[0]}"
+        )
     return _assemble(pieces, state, done, last)
 
 # %% ../../nbs/peers/pickles.ipynb #b34f1bf7
@@ -151,7 +166,9 @@ def scatter_tensors(
     for ours, parts in pieces.items():
         for (theirs, start, n), part in zip(parts, state[ours].split([n for _, _, n in parts])):
             found.setdefault(theirs, []).append((start, part))
-    ordered = {theirs: [part for _, part in sorted(parts, key=lambda p: p[0])] for theirs, parts in found.items()}
+    ordered = {
+        theirs: [part for _, part in sorted(parts, key=lambda p: p[0])] for theirs, parts in found.items()
+    }
     return {theirs: parts[0] if len(parts) == 1 else torch.cat(parts) for theirs, parts in ordered.items()}
 
 # %% ../../nbs/peers/pickles.ipynb #7f55690e
@@ -168,7 +185,7 @@ def release_pages(
 
 # %% ../../nbs/peers/pickles.ipynb #39dd7139
 def trim_memory() -> None:
-    "Return memory that has been freed to the system (where the C library is glibc; elsewhere nothing happens)"
+    "Return memory that has been freed to the system (with glibc; elsewhere nothing happens)"
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
     if trim:
         trim(0)

@@ -57,7 +57,9 @@ def twin_rungs(
 ) -> list[Rung]:
     "Judge our language model by transformers' implementation on the same weights: logits, then greedy tokens"
     twin, c, random = musicgen_twin(lm), lm.config, torch.Generator().manual_seed(seed)
-    text, mask = torch.randn(2, 6, c.text_dim, generator=random), torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+    text, mask = torch.randn(2, 6, c.text_dim, generator=random), torch.tensor(
+        [[True] * 6, [True] * 4 + [False] * 2]
+    )
     codes = torch.randint(c.card, (2, c.n_q, n_frames), generator=random)
     def judge(sequence, mask):
         states = lm.text_proj(text) * mask[..., None]
