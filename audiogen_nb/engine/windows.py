@@ -28,7 +28,7 @@ def plan_windows(
     window: int, # frames the model may see at once
     stride: int, # new frames in each further window
 ) -> list[Window]:
-    "Which windows write a sound; each keeps at least window - stride frames of what is there, if there are as many"
+    "Which windows write a sound; each keeps window - stride frames of what is there, or more, if it can"
     if not 0 < stride < window:
         raise ValueError(f"stride must lie between 0 and the window of {window} frames, got {stride}")
     plan, done = [], n_given
@@ -49,9 +49,7 @@ def decode_windows(
     stride: int,  # new frames in each further window
     prompt: torch.Tensor | None = None,  # codes (B, K, P), P < F, kept as they are
     seeds: Sequence[int] | None = None,  # one per item; None draws fresh ones
-    callback: (
-        Callable[[int, int], bool | None] | None
-    ) = None,  # told (step, n_steps) of the whole; stops by returning True or raising
+    callback: Callable[[int, int], bool | None] | None = None, # told (step, n_steps) of the whole; True stops
     guidance_scale: float | Callable[[float], float] = 3.0,  # or a function of the share done of the whole
     **sampling,  # temperature, top_k, top_p, greedy, negative: as in `decode_frames`
 ) -> Iterator[torch.Tensor]:  # codes (B, K, n), n >= 1, as soon as they are finished; concatenated (B, K, F)

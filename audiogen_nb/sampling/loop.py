@@ -26,11 +26,13 @@ def _conditions(lm, text_states, text_mask, negative, guided):
     states, mask = [text_states], [text_mask]
     if negative is not None:
         if not guided:
-            raise ValueError("negative acts through guidance; pass a guidance_scale other than 1 along with it")
+            raise ValueError(
+                "negative acts through guidance; pass a guidance_scale other than 1 along with it"
+            )
         if negative[0].shape[0] != len(text_states) or negative[0].shape[-1] != text_states.shape[-1]:
             raise ValueError(
-                f"negative must be states and mask of {len(text_states)} texts of width {text_states.shape[-1]}, "
-                f"got {list(negative[0].shape)}"
+                f"negative must be states and mask of {len(text_states)} texts of width"
+                f" {text_states.shape[-1]}, got {list(negative[0].shape)}"
             )
         states, mask = states + [negative[0]], mask + [negative[1]]
     length = max(m.shape[1] for m in mask)
@@ -54,10 +56,8 @@ def decode_frames(
     top_p: float = 0.0,
     greedy: bool = False,  # always the most likely code
     seeds: Sequence[int] | None = None,  # one per item; None draws fresh ones
-    callback: (
-        Callable[[int, int], bool | None] | None
-    ) = None,  # told (step, n_steps); stops the loop by returning True or raising
-    negative: tuple[torch.Tensor, torch.Tensor] | None = None,  # states (B, L', E) and mask of what to lead away from
+    callback: Callable[[int, int], bool | None] | None = None, # told (step, n_steps); returning True stops
+    negative: tuple[torch.Tensor, torch.Tensor] | None = None, # states (B, L', E), mask: lead away from it
 ) -> Iterator[torch.Tensor]:  # codes (B, K, n), n >= 1; together (B, K, F)
     "Write codes step by step and yield frames as soon as they are finished; arguments are checked at once"
     guidance_scale, temperature, top_k, top_p = check_sampling(guidance_scale, temperature, top_k, top_p)
@@ -77,17 +77,21 @@ def decode_frames(
             else draw(filtered_probabilities(logits, temperature, top_k, top_p), uniforms[..., s])
         )
     n_given = 0 if prompt is None else prompt.shape[-1]
-    return _decode(self, sequence, unwritten, n_given, condition, scales if guided else None, choose, callback)
+    return _decode(
+        self, sequence, unwritten, n_given, condition, scales if guided else None, choose, callback
+    )
 
 # %% ../../nbs/engine/sampling_loop.ipynb #667cdd59
 def _start(lm, batch, n_frames, prompt):
-    "Sequence (B, K, S) with the prompt laid out in it, and which of its places (K, S) are still to be written"
+    "Sequence (B, K, S) with the prompt laid out in it, and which places (K, S) are still to be written"
     c, device = lm.config, lm.embed.weight.device
     n_given = 0 if prompt is None else prompt.shape[-1]
     if not 0 < n_frames <= c.max_frames:
         raise ValueError(f"n_frames must lie in 1..{c.max_frames} for this model, got {n_frames}")
     if prompt is not None and (prompt.shape[:2] != (batch, c.n_q) or not 0 < n_given < n_frames):
-        raise ValueError(f"prompt must be codes ({batch}, {c.n_q}, 1 to {n_frames - 1}), got {list(prompt.shape)}")
+        raise ValueError(
+            f"prompt must be codes ({batch}, {c.n_q}, 1 to {n_frames - 1}), got {list(prompt.shape)}"
+        )
     codes = torch.full((batch, c.n_q, n_frames), lm.special, device=device)
     if prompt is not None:
         codes[..., :n_given] = prompt
@@ -101,7 +105,11 @@ def _decode(lm, sequence, unwritten, done, condition, scales, choose, callback):
     "The loop behind decode_frames; `done` frames are there already, `scales` is None without guidance"
     steps = lm.pattern.steps(lm.pattern.n_frames(sequence.shape[-1]), sequence.device)             # (K, F)
     finished, batch = steps.amax(0).tolist(), len(sequence)  # the step that completes each frame
-    first, n_steps, rows = unwritten.any(0).nonzero()[0].item(), sequence.shape[-1], 1 if scales is None else 2
+    first, n_steps, rows = (
+        unwritten.any(0).nonzero()[0].item(),
+        sequence.shape[-1],
+        1 if scales is None else 2,
+    )
     if done:
         yield sequence.gather(2, steps[:, :done].expand(batch, -1, -1))
     cache, fresh = KVCache(lm.config, rows * batch, n_steps - 1, lm.embed.weight), sequence[..., :first]
@@ -129,10 +137,13 @@ def generate(
     text_mask: torch.Tensor, # (B, L) bool; a row of False is unconditional
     n_frames: int, # F, length of the result, prompt included
     prompt: torch.Tensor | None = None, # codes (B, K, P), P < F, kept as they are
-    **settings,  # guidance_scale, temperature, top_k, top_p, greedy, seeds, callback, negative: as in `decode_frames`
+    # guidance_scale, temperature, top_k, top_p, greedy, seeds, callback, negative: as in `decode_frames`
+    **settings,
 ) -> torch.Tensor: # codes (B, K, F); fewer frames if the callback stopped the loop
     "Write codes and return them all"
-    none = torch.zeros(len(text_states), self.config.n_q, 0, dtype=torch.int64, device=self.embed.weight.device)
+    none = torch.zeros(
+        len(text_states), self.config.n_q, 0, dtype=torch.int64, device=self.embed.weight.device
+    )
     return torch.cat([none, *self.decode_frames(text_states, text_mask, n_frames, prompt, **settings)], -1)
 
 # %% ../../nbs/engine/sampling_loop.ipynb #91394cb7
