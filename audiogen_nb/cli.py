@@ -11,6 +11,7 @@ __all__ = ['app', 'codec_app', 'check_destination', 'numbered', 'refused_on_purp
 import dis
 import math
 import os
+import secrets
 import sys
 import tempfile
 import traceback
@@ -29,7 +30,7 @@ def check_destination(
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"cannot write {path.name!r}: the name must end in {' or '.join(suffixes)}")
     if len(os.fsencode(path.name)) > 255:
-        raise ValueError(f"the name {path.name[:40]}... has {len(os.fsencode(path.name))} bytes, a file name at most 255")
+        raise ValueError(f"the name {path.name[:40]}... is too long: a file name has at most 255 bytes")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder {path.parent} does not exist; create it first")
     if path.is_dir():
@@ -78,7 +79,7 @@ def main(
     argv = sys.argv[1:] if argv is None else argv
     options = argv[: argv.index("--")] if "--" in argv else argv
     debug, argv = "--debug" in options, [a for a in options if a != "--debug"] + argv[len(options):]
-    for stream in (sys.stdout, sys.stderr):                  # a name that the terminal's encoding lacks is no reason to stop
+    for stream in (sys.stdout, sys.stderr):         # a name that the terminal's encoding lacks is no reason to stop
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -98,7 +99,9 @@ def main(
     return 2
 
 # %% ../nbs/engine/cli.ipynb #61ccb312
-def _check_texts(texts, prompt_audio, duration=None, guidance_scale=None, temperature=None, top_k=None, top_p=None, **_):
+def _check_texts(
+    texts, prompt_audio, duration=None, guidance_scale=None, temperature=None, top_k=None, top_p=None, **_
+):
     "Refuse what no model could do"
     from audiogen_nb.sampling.choosing import check_sampling
     if not texts and prompt_audio is None:
@@ -144,21 +147,10 @@ def generate_command(
     "Generate sounds from texts, or continue one."
     top_p = 0.0 if top_k is not None and top_p is None else top_p
     given = dict(duration=duration, guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p,
-                 seed=seed, negative_prompt=negative_prompt, best_of=best_of)
-    rows = _rows(text, prompts)
-    _check_texts([row["text"] for row in rows], prompt_audio, **given)
-    if negative_prompt is not None and (guidance_scale == 1 or not negative_prompt.strip()):
-        raise ValueError("--negative-prompt needs words, and a --guidance-scale above 1 to act through")
-    if best_of > 1 and not rows:
-        raise ValueError("--best-of chooses by the text; pass a TEXT along with it")
-    jobs = _jobs(rows or [{"text": None}], out, given)
-    if skip_existing:
-        jobs = [job for job in jobs if job.path is None or not job.path.exists()]
-    for job in jobs:
-        if job.path is not None:
-            check_destination(job.path, force)
-    if prompt_audio is not None and not prompt_audio.is_file():
-        raise FileNotFoundError(f"no sound file at {prompt_audio}")
+                 seed=secrets.randbelow(100_000) if seed is None else seed, negative_prompt=negative_prompt, best_of=best_of)
+    jobs = _checked_jobs(_rows(text, prompts), out, prompt_audio, given, force, skip_existing)
+    if seed is None:
+        print(f"seed {given['seed']}", file=sys.stderr)
     if jobs:
         _generate(model, device, dtype, jobs, batch_size, prompt_audio, not quiet)
 
@@ -179,14 +171,10 @@ def _rows(text, prompts):
     except UnicodeDecodeError as e:
         raise ValueError(f"{prompts} is not text in UTF-8 ({e}); save it as UTF-8") from e
 
+# %% ../nbs/engine/cli.ipynb #96163f03
 def _jobs(rows, out, given):
-    "One job for each row, with its own settings before the command's; a drawn seed is said"
-    import secrets
-
+    "One job for each row, with its own settings before the command's"
     from audiogen_nb.engine.batch import SETTINGS, Job
-    if given["seed"] is None and not all("seed" in row for row in rows):
-        given = {**given, "seed": secrets.randbelow(100_000)}
-        print(f"seed {given['seed']}", file=sys.stderr)
     names = [None] if str(out) == "-" else numbered(out, len(rows))
     if len(names) < len(rows):
         raise ValueError(f"--out - takes one sound, got {len(rows)}; name a file, they are numbered")
@@ -201,6 +189,26 @@ def _jobs(rows, out, given):
         raise ValueError(f"several sounds would be written to {twice[0]}; give each a name of its own")
     return jobs
 
+# %% ../nbs/engine/cli.ipynb #93aa6693
+def _checked_jobs(rows, out, prompt_audio, given, force, skip_existing):
+    "The jobs of a command; whatever can be refused before a model is loaded is refused"
+    _check_texts([row["text"] for row in rows], prompt_audio, **given)
+    unwanted = given["negative_prompt"]
+    if unwanted is not None and (given["guidance_scale"] == 1 or not unwanted.strip()):
+        raise ValueError("--negative-prompt needs words, and a --guidance-scale above 1 to act through")
+    if given["best_of"] > 1 and not rows:
+        raise ValueError("--best-of chooses by the text; pass a TEXT along with it")
+    if prompt_audio is not None and not prompt_audio.is_file():
+        raise FileNotFoundError(f"no sound file at {prompt_audio}")
+    jobs = _jobs(rows or [{"text": None}], out, given)
+    if skip_existing:
+        jobs = [job for job in jobs if job.path is None or not job.path.exists()]
+    for job in jobs:
+        if job.path is not None:
+            check_destination(job.path, force)
+    return jobs
+
+# %% ../nbs/engine/cli.ipynb #cadd1cc3
 def _generate(name, device, dtype, jobs, batch_size, prompt_audio, progress):
     "Load a model, check every job, make and save every sound"
     from audiogen_nb.engine.batch import check_jobs, run_jobs

@@ -47,8 +47,7 @@ def write_sound(
     check_format(suffix, sample_rate, len(samples))
     with soundfile.SoundFile(file, "w", sample_rate, 1, SUBTYPES[suffix.lower()], format=suffix[1:].upper()) as out:
         if tags:
-            out.title, out.software = str(tags.get("prompt") or ""), "audiogen_nb"
-            out.comment = json.dumps(tags)
+            out.title, out.software, out.comment = str(tags.get("prompt") or "sound"), "audiogen_nb", json.dumps(tags)
         for start in range(0, len(samples), 4096):
             out.write(samples[start : start + 4096])
 

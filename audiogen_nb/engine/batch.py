@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields
 from itertools import groupby
 from pathlib import Path
 
-from .. import __version__
+import audiogen_nb
 from ..arguments import check_keys
 from ..pipeline import AudioGen
 from ..sampling.request import Request
@@ -87,7 +87,8 @@ def _check_room(model, jobs):
             needed[job.path.parent] = needed.get(job.path.parent, 0) + 2 * int(seconds * model.sample_rate) + 4096
     for folder, n_bytes in needed.items():
         if (free := shutil.disk_usage(folder).free) < n_bytes:
-            raise OSError(f"{len(jobs)} sounds need about {n_bytes / 1e6:.1f} MB, the disk of {folder} has {free / 1e6:.1f} MB")
+            raise OSError(f"{len(jobs)} sounds need about {n_bytes / 1e6:.1f} MB, "
+                          f"the disk of {folder} has {free / 1e6:.1f} MB")
 
 # %% ../../nbs/engine/batch.ipynb #7b0c5857
 def run_jobs(
@@ -128,10 +129,10 @@ def _save(job, audio, model, tags):
     request = Request(**job.settings).filled(model.generation)
     made = {f.name: getattr(request, f.name) for f in fields(request) if f.name in SETTINGS}
     made = {key: value for key, value in made.items() if value is not None}
-    tags = {"prompt": job.text, **made, **tags, "library": f"audiogen_nb {__version__}"}
+    tags = {"prompt": job.text, **made, **tags, "library": f"audiogen_nb {audiogen_nb.__version__}"}
     if job.path is not None:
         save_audio(job.path, audio, model.sample_rate, overwrite=True, tags=tags)
         return
-    data = io.BytesIO()                                     # a pipe cannot be wound back, as the writer of a header needs
+    data = io.BytesIO()                             # a pipe cannot be wound back, as the writer of a header needs
     write_sound(data, audio[0].clamp(-1, 1).numpy(), model.sample_rate, ".wav", tags)
     sys.stdout.buffer.write(data.getvalue())

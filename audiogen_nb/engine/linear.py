@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from functools import cache
 
 import torch
+from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 
@@ -72,6 +73,21 @@ class RowLinear(nn.Linear):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.weight.is_mkldnn or self.scale is not None:
             destination[prefix + "weight"] = self.dense()
+
+# %% ../../nbs/engine/linear.ipynb #90098f2b
+@patch
+def __getstate__(self: RowLinear) -> dict:
+    "For pickling and copying: packed weights as ordinary ones, for the blocks of one processor are no other's"
+    if not self.weight.is_mkldnn:
+        return self.__dict__.copy()
+    weight = nn.Parameter(self.dense(), requires_grad=False)
+    return {**self.__dict__, "_parameters": {**self._parameters, "weight": weight}}
+
+@patch
+def __setstate__(self: RowLinear, state: dict) -> None:
+    nn.Module.__setstate__(self, state)
+    if self.form in ("float32", "bfloat16") and self.scale is None:
+        self.set_weight(self.weight, self.form)
 
 # %% ../../nbs/engine/linear.ipynb #2795a9ee
 @cache

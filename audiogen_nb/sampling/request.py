@@ -94,8 +94,9 @@ def _checked(r, g):
     if r.generator is not None and r.seed is not None:
         raise ValueError("seed and generator both decide the draws; pass one of them")
     scale, temperature, top_k, top_p = numbers
+    n = whole_number(r.num_return_sequences, "num_return_sequences", 1)
     return replace(r, duration=duration, guidance_scale=scale, temperature=temperature, top_k=top_k, top_p=top_p,
-                   best_of=best_of, num_return_sequences=whole_number(r.num_return_sequences, "num_return_sequences", 1))
+                   best_of=best_of, num_return_sequences=n)
 
 # %% ../../nbs/engine/request.ipynb #eb486560
 def as_texts(
@@ -169,7 +170,8 @@ def takes_settings(
     function: Callable, # takes *settings and **more, for `Request`
 ) -> Callable: # the same
     "Show the settings of `Request` in a function's signature"
-    own = [p for p in inspect.signature(function).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    declared = inspect.signature(function).parameters.values()
+    own = [p for p in declared if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     before = [p for p in own if p.kind is not p.KEYWORD_ONLY]
     settings = list(inspect.signature(Request).parameters.values())
     function.__signature__ = inspect.signature(function).replace(parameters=before + settings + own[len(before):])
