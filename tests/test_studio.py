@@ -92,3 +92,30 @@ def test_an_error_is_a_sentence_and_the_app_stays_usable(tiny, prompt, says, mon
 
 def test_the_default_is_the_bundled_model(pocket):
     assert playground().model.n_parameters == pocket.n_parameters
+
+
+@pytest.mark.parametrize("what", ["take_figure", "take_player", "make_take"])
+@pytest.mark.parametrize("error", [RuntimeError("no font"), SystemExit(3), MemoryError("full")])
+def test_the_button_always_comes_back(tiny, monkeypatch, what, error):
+    if what != "make_take" and not isinstance(error, Exception):
+        pytest.skip("only the work itself is guarded against an exit")
+    def fails(*args, **more): raise error
+    import audiogen_nb.lab.studio as studio
+    board = studio.Playground(tiny)
+    monkeypatch.setattr(studio, what, fails)
+    board.generate(); board.job.wait(60)
+    assert not board.run.start.disabled and board.run.halt.disabled
+    assert (str(error) in board.run.line.value) and "#c62828" in board.run.line.value
+    assert what == "make_take" or board.take is not None, "the sound that was made is kept"
+    monkeypatch.undo()
+    board.generate(); board.job.wait(60)
+    assert "made" in board.run.line.value and len(board.history.takes) == 1
+
+
+def test_the_button_comes_back_when_no_thread_can_start(tiny, monkeypatch):
+    import audiogen_nb.lab.studio as studio
+    board = studio.Playground(tiny)
+    def refuse(*args): raise RuntimeError("can't start new thread")
+    monkeypatch.setattr(studio.threading.Thread, "start", refuse)
+    board.generate()
+    assert not board.run.start.disabled and "new thread" in board.run.line.value

@@ -122,7 +122,7 @@ class Job:
     def _run(self):
         result = error = None
         try: result = self._work(self._step)
-        except Exception as e: error = e
+        except BaseException as e: error = e      # whatever ends the work, on_end is told
         self._on_end(result, error)
 
 # %% ../../nbs/labs/studio.ipynb #1b737606
@@ -277,7 +277,7 @@ class Playground:
         model, # AudioGen, or anything with its `generate`, `generation` and `sample_rate`
     ):
         import ipywidgets as w
-        self.model, self.job = model, None
+        self.model, self.job, self.take = model, None, None           # take: the newest
         self.settings, self.run, self.history = Settings(model.generation), RunBar(), History()
         self.run.start.on_click(lambda _: self.generate())
         self.run.halt.on_click(lambda _: self.job.stop())
@@ -290,19 +290,28 @@ class Playground:
 
     def generate(self):
         "Make a take from the settings, in the background; nothing happens while one is being made"
-        if not self.run.start.disabled:
-            self.run.busy(True)
+        if self.run.start.disabled:
+            return
+        self.run.busy(True)
+        try:
             settings = self.settings.read()
             work = lambda callback: make_take(self.model, **settings, callback=callback)
             self.job = Job(work, self.run.step, self._end)
+        except Exception as e:                                  # the button comes back whatever happens
+            self._end(None, e)
 
     def _end(self, take, error):
-        if take:
-            self.settings.seed.value = take.settings["seed"]
-            self.history.add(take)
-        self.run.bar.value = 0
-        self.run.say(*_ending(take, error, self.run.last))
-        self.run.busy(False)
+        try:
+            if take:
+                self.take = take
+                self.settings.seed.value = take.settings["seed"]
+                self.history.add(take)
+        except Exception as e:
+            error = RuntimeError(f"the sound is made, it is in .take, but cannot be shown ({type(e).__name__}: {e})")
+        finally:
+            self.run.bar.value = 0
+            self.run.say(*_ending(take, error, self.run.last))
+            self.run.busy(False)
 
     def _repr_mimebundle_(self, **kwargs): return self.widget._repr_mimebundle_(**kwargs)
 

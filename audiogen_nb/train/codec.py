@@ -24,6 +24,7 @@ from ..codec.vq import Codec, frames_of
 from ..data.clips import Clip
 from ..engine.processes import (average_gradients, mean_over_processes, own_part, processes,
                                           share_codebooks, share_weights, sum_over_processes, world_size)
+from ..engine.surroundings import leaves_no_trace
 from ..codec.codebook import CodebookUse
 from ..sound import fade, fit_length, save_audio
 from .codec_step import (Adversary, check_clips, codec_batch, rebuild, reconstruction_losses,
@@ -267,6 +268,7 @@ def _warn_once(log, card, warned):
             warnings.warn(str(finding))
 
 # %% ../../nbs/engine/codec_training.ipynb #1ed0288d
+@leaves_no_trace()
 def fit_codec(
     codec: Codec, # trained in place; in the end it has the averaged weights and is in evaluation mode
     groups: Sequence[Sequence[Clip]], # training clips, see `codec_batch`
@@ -294,6 +296,7 @@ def fit_codec(
     return log
 
 # %% ../../nbs/engine/codec_training.ipynb #cc64da85
+@leaves_no_trace()
 def fit_codec_from_config(
     config_path: str | Path, # JSON: {"codec": preset name, "data": {...}, "training": {...}}
     folder: str | Path, # of the run; call again to resume
