@@ -28,6 +28,7 @@ from ..arguments import whole_number
 from ..arguments import whole_number
 from ..arguments import whole_number
 from ..arguments import whole_number
+from ..arguments import whole_number
 from ..sound import check_audio, fit_length, level_db, load_audio
 
 # %% ../../nbs/03_data.ipynb #b7aadf94
@@ -297,7 +298,8 @@ class SoundFolder(Sequence):
         if not self.root.is_dir():
             raise FileNotFoundError(f"root must be a folder with sounds, got {_shown(self.root)}")
         rows, left_out = _find_rows(self.root, manifest)
-        self.skipped = {row.path: fault for row in rows if (fault := _look(row.path, self.sample_rate, scan))} | left_out
+        faults = {row.path: _look(row.path, self.sample_rate, scan) for row in rows}
+        self.skipped = {path: fault for path, fault in faults.items() if fault} | left_out
         self.rows = [row for row in rows if row.path not in self.skipped]
         _report(self.root, self.rows, self.skipped)
 

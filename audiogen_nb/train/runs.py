@@ -8,15 +8,17 @@ __all__ = ['check_keys', 'read_settings', 'read_config', 'read_recipe', 'record_
 # %% ../../nbs/engine/runs.ipynb #95f690ff
 import difflib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from ..arguments import real_number, whole_number
 from ..data.clips import Clip, SoundFolder, split_clips
 from ..data.recordings import read_recordings
 from ..data.toy_kinds import ToyWorld
 from ..engine.processes import rank
-from ..files import atomic_path
+from ..files import atomic_path, read_json
 
 # %% ../../nbs/engine/runs.ipynb #b4eb9f33
 def check_keys(
@@ -45,49 +47,56 @@ def read_settings(
             not isinstance(value, kinds) or isinstance(value, bool) != isinstance(f.default, bool)
         ):
             raise TypeError(f"{where}: {f.name} must be like {f.default!r}, got {value!r}")
+        if isinstance(value, float):
+            real_number(value, f"{where}: {f.name}")                  # JSON may say NaN
     return kind(**section)
 
 # %% ../../nbs/engine/runs.ipynb #b1669835
 def read_config(
-    path: str | Path, # JSON file
+    path: str | os.PathLike, # JSON file in UTF-8
     sections: set[str], # keys it must have, and no others
 ) -> dict:
     "Read a configuration file and refuse a misspelt one"
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no configuration file at {path}")
-    try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{path} is not valid JSON: {e}") from e
-    if not isinstance(config, dict) or set(config) != sections:
+    config = read_json(path)
+    if set(config) != sections:
         raise ValueError(f"{path} must have exactly the sections {sorted(sections)}, got {sorted(config)}")
     return config
 
 # %% ../../nbs/engine/runs.ipynb #95996c89
 def read_recipe(
-    folder: str | Path, # of a run
+    folder: str | os.PathLike, # of a run
 ) -> list[dict]: # configurations, oldest first
     "What made a run: the configurations of the runs it started from, and its own"
     path = Path(folder) / "recipe.json"
     if not path.is_file():
         raise FileNotFoundError(f"no recipe.json in {folder}; pass the folder of a run of this library")
-    return json.loads(path.read_text())
+    try:
+        recipe = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{path} is damaged ({e}); the recipe of a run is a list in JSON") from e
+    if not (isinstance(recipe, list) and recipe and all(isinstance(stage, dict) for stage in recipe)):
+        raise ValueError(f"{path} must hold a list of configurations")
+    return recipe
 
 # %% ../../nbs/engine/runs.ipynb #6570d76a
 def record_recipe(
-    folder: str | Path, # of the run
+    folder: str | os.PathLike, # of the run
     config: dict, # its configuration
-    start_from: str | Path | None = None, # folder of the run it starts from
+    start_from: str | os.PathLike | None = None, # folder of the run it starts from
+    made_from: dict | None = None, # fingerprint of its data
 ) -> None:
-    "Write down what makes a run; a run that goes on with a changed configuration notes both"
-    folder = Path(folder)
+    "Write down what makes a run; a run that goes on with a changed configuration or changed data notes both"
+    folder, config = Path(folder), config if made_from is None else {**config, "made_from": made_from}
+    config = json.loads(json.dumps(config))                            # as it will be read
     started = (folder / "recipe.json").exists()
     recipe = read_recipe(folder) if started else read_recipe(start_from) if start_from else []
     if rank() == 0 and not (started and recipe[-1] == config):
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder / "recipe.json") as path:
-            path.write_text(json.dumps([*recipe, config], indent=1) + "\n")
+            path.write_text(json.dumps([*recipe, config], indent=1) + "\n", encoding="utf-8")
 
 # %% ../../nbs/engine/runs.ipynb #7807e226
 def training_clips(
