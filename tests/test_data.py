@@ -355,7 +355,18 @@ def test_cache_is_used_and_follows_its_inputs(tree, tmp_path):
             second = read_recordings(str(tree))
         for a, b in zip(first, second, strict=True):
             assert torch.equal(a.audio, b.audio) and {**vars(a), "audio": 0} == {**vars(b), "audio": 0}
+        for file, damage in zip(made, (b'{"audio": 5}\n', b"cut")):
+            file.write_bytes(damage)
+            assert torch.equal(read_recordings(tree)[0].audio, first[0].audio), "a damaged cache is built again"
         assert read_recordings(tree, sample_rate=8000)[0].audio.shape[-1] == -(-first[0].audio.shape[-1] // 2)
+        frog, dog = (tree / p / PACKAGES[p].folder / n for p, n in (("widelands-data", "sound/animals/frog.ogg"),
+                                                                     ("tuxpaint-stamps-default", "animals/mammals/dogs/dog.ogg")))
+        size = max(frog.stat().st_size, dog.stat().st_size)
+        for path in (frog, dog):                                       # equally long files: the other sound, the same size
+            path.write_bytes(path.read_bytes().ljust(size, b"\0"))
+        before = read_recordings(tree)[2].audio
+        frog.write_bytes(dog.read_bytes())
+        assert read_recordings(tree)[2].audio.shape != before.shape or not torch.equal(read_recordings(tree)[2].audio, before)
         shutil.rmtree(tree / "openttd-opensfx")
         assert len(read_recordings(tree)) == len(first) - 2
     with pytest.raises(FileNotFoundError, match="fetch_recordings"):

@@ -24,11 +24,6 @@ import torch
 from torch import Generator, Tensor
 
 from ..arguments import whole_number
-from ..arguments import whole_number
-from ..arguments import whole_number
-from ..arguments import whole_number
-from ..arguments import whole_number
-from ..arguments import whole_number
 from ..sound import check_audio, fit_length, level_db, load_audio
 
 # %% ../../nbs/03_data.ipynb #b7aadf94

@@ -125,14 +125,6 @@ def _save(adapted, folder):
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
-def _tokens(model, clips, folder, n, seed, progress):
-    "The token cache of clips, encoded once"
-    if not (folder / "codes.safetensors").exists():
-        make_tokens(model.codec, [(1.0, clips)], n, model.generation.max_duration, 0.0, seed, progress=progress).save(
-            folder
-        )
-    return TokenCache.load(folder)
-
 # %% ../../nbs/labs/own_sounds.ipynb #495db19e
 def merge_lora(
     model: AudioGen, # the one that the adapters were trained on; left as it is

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from ..arguments import real_number, whole_number
+from ..arguments import real_number
 from ..data.clips import Clip, SoundFolder, split_clips
 from ..data.recordings import read_recordings
 from ..data.toy_kinds import ToyWorld
