@@ -200,7 +200,7 @@ def test_world_does_not_touch_the_global_generator():
 
 def test_same_sound_in_another_process():
     code = "from audiogen_nb.data.toy_kinds import ToyWorld; c = ToyWorld(9, 1)[4]; print(c.captions[0], c.audio.double().sum().item())"
-    runs = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": s}).stdout
+    runs = {subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", env={**os.environ, "PYTHONHASHSEED": s}).stdout
             for s in ("1", "2")}
     assert len(runs) == 1 and runs != {""}
 
@@ -399,15 +399,15 @@ def mirror(tree, tmp_path, monkeypatch):
     for package in PACKAGES:
         (tree / package / "DEBIAN").mkdir()
         (tree / package / "DEBIAN" / "control").write_text(
-            f"Package: {package}\nVersion: 1\nArchitecture: all\nMaintainer: A <a@example.org>\nDescription: test\n")
+            f"Package: {package}\nVersion: 1\nArchitecture: all\nMaintainer: A <a@example.org>\nDescription: test\n", encoding="utf-8")
         copyright = tree / package / "usr/share/doc" / package / "copyright"
         copyright.parent.mkdir(parents=True)
-        copyright.write_text("free")
+        copyright.write_text("free", encoding="utf-8")
         subprocess.run(["dpkg-deb", "--build", "--root-owner-group", tree / package, shelf / f"{package}.deb"], check=True,
                        capture_output=True)
     tools = tmp_path / "tools"
     tools.mkdir()
-    (tools / "apt-get").write_text(f'#!/bin/sh\necho "$@" >> {tools}/log\ncp "{shelf}/$2.deb" . || exit 100\n')
+    (tools / "apt-get").write_text(f'#!/bin/sh\necho "$@" >> {tools}/log\ncp "{shelf}/$2.deb" . || exit 100\n', encoding="utf-8")
     (tools / "apt-get").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
     return shelf
@@ -421,9 +421,9 @@ def test_fetch_unpacks_only_sounds(mirror, tmp_path):
     assert any(f.endswith("opensfx.cat") for f in files) and any(f.endswith("frog.ogg") for f in files)
     assert not any("_desc" in f or "music" in f or "DEBIAN" in f for f in files)
     assert sorted(p.name for p in dest.iterdir()) == sorted(PACKAGES)
-    log = (tmp_path / "tools" / "log").read_text()
+    log = (tmp_path / "tools" / "log").read_text(encoding="utf-8")
     fetch_recordings(dest)
-    assert (tmp_path / "tools" / "log").read_text() == log, "what is there is not fetched again"
+    assert (tmp_path / "tools" / "log").read_text(encoding="utf-8") == log, "what is there is not fetched again"
 
 
 def test_fetch_leaves_nothing_half_done(mirror, tmp_path):
@@ -476,8 +476,8 @@ def folder(tmp_path):
 
 
 def test_folder_without_manifest(folder):
-    (folder / "horn.txt").write_text("a car horn\n\na honk\n")
-    (folder / "notes.md").write_text("not a sound")
+    (folder / "horn.txt").write_text("a car horn\n\na honk\n", encoding="utf-8")
+    (folder / "notes.md").write_text("not a sound", encoding="utf-8")
     clips = SoundFolder(folder)
     assert [(c.name, c.captions, c.kind) for c in clips] == [
         ("a_big-bell.wav", ("a big bell",), "other"), ("horn.ogg", ("a car horn", "a honk"), "other"),
@@ -489,7 +489,7 @@ def test_folder_without_manifest(folder):
     ("m.csv", "caption2,file,kind,caption\na gong,a_big-bell.wav,bell,a bell\n,horn.ogg,,a horn\n"),
     ("m.jsonl", '{"file": "a_big-bell.wav", "captions": ["a gong", "a bell"], "kind": "bell"}\n\n{"file": "horn.ogg", "caption": "a horn"}\n')])
 def test_folder_with_manifest(folder, name, text):
-    (folder / name).write_text(text)
+    (folder / name).write_text(text, encoding="utf-8")
     clips = SoundFolder(folder, manifest=folder / name)
     assert [(c.captions, c.kind) for c in clips] == [(("a gong", "a bell"), "bell"), (("a horn",), "other")]
     (folder / name).rename(folder / f"manifest{Path(name).suffix}")
@@ -516,7 +516,7 @@ def test_folder_errors(folder, tmp_path):
         SoundFolder(tmp_path / "absent")
     with pytest.raises(FileNotFoundError, match="no manifest"):
         SoundFolder(folder, manifest=folder / "absent.csv")
-    (folder / "m.csv").write_text("file,caption\nhorn.ogg,x\ngone.wav,y\nlost.wav,z\n")
+    (folder / "m.csv").write_text("file,caption\nhorn.ogg,x\ngone.wav,y\nlost.wav,z\n", encoding="utf-8")
     with pytest.raises(FileNotFoundError, match=r"m.csv names 2 files.*gone.wav \(line 3, not there\), lost.wav \(line 4"):
         SoundFolder(folder, manifest=folder / "m.csv")
     (folder / "notes.txt").write_text("file,caption", encoding="utf-8")

@@ -36,7 +36,7 @@ PROGRAM = [sys.executable, "-c", "import sys; from audiogen_nb.cli import main; 
 def write(folder, data=TOY, codec="tiny", **training):
     "A configuration file"
     path = folder / "config.json"
-    path.write_text(json.dumps({"codec": codec, "data": data, "training": {**EVERYTHING, **training}}))
+    path.write_text(json.dumps({"codec": codec, "data": data, "training": {**EVERYTHING, **training}}), encoding="utf-8")
     return path
 
 
@@ -94,7 +94,7 @@ def test_two_processes_equal_one(tmp_path, settings):
     "Losses and weights of the same global batches, by one process and by two"
     script = tmp_path / "train.py"
     script.write_text("import sys; from audiogen_nb.train.codec import fit_codec_from_config\n"
-                      "fit_codec_from_config(*sys.argv[1:3], False, start_from=sys.argv[3] if len(sys.argv) > 3 else None)")
+                      "fit_codec_from_config(*sys.argv[1:3], False, start_from=sys.argv[3] if len(sys.argv) > 3 else None)", encoding="utf-8")
     more = []
     if settings:
         fit_codec_from_config(write(tmp_path, n_steps=6), tmp_path / "first", False)
@@ -103,7 +103,7 @@ def test_two_processes_equal_one(tmp_path, settings):
                    learning_rate_discriminator=1e-4, **settings)
     fit_codec_from_config(config, tmp_path / "one", False, *more)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*launch, str(script), str(config), str(tmp_path / "two"), *more], capture_output=True, text=True)
+    done = subprocess.run([*launch, str(script), str(config), str(tmp_path / "two"), *more], capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = state(tmp_path / "one"), state(tmp_path / "two")
     codec = lambda part, sums: {name: v for name, v in part.items() if name.endswith((".total", ".count")) == sums}
@@ -127,8 +127,8 @@ def test_a_batch_that_processes_cannot_share(tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = tmp_path / "part.py"
     script.write_text("import torch; from audiogen_nb.engine.processes import own_part, processes\n"
-                      "with processes():\n    own_part(torch.zeros(3, 1))")
-    done = subprocess.run([*launch, str(script)], capture_output=True, text=True)
+                      "with processes():\n    own_part(torch.zeros(3, 1))", encoding="utf-8")
+    done = subprocess.run([*launch, str(script)], capture_output=True, encoding="utf-8")
     assert done.returncode and "a batch of 3 cannot be shared by 2 processes" in done.stderr
 
 
@@ -139,7 +139,7 @@ def train(tmp_path, config, limit=None, **options):
         if limit:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     return subprocess.Popen([*PROGRAM, "fit-codec", str(config), "--out", str(tmp_path / "run"), "--quiet"], preexec_fn=prepare,
-                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", **options)
 
 
 def test_a_full_disk_keeps_the_last_checkpoint_and_says_so_once(tmp_path):

@@ -133,7 +133,7 @@ def test_peft_is_imported_lazily_and_missed_clearly(tiny_folder):
     code = ("import sys, audiogen_nb.train.lora as l; assert 'peft' not in sys.modules; sys.modules['peft'] = None\n"
             f"from audiogen_nb import AudioGen; m = AudioGen.from_pretrained({str(tiny_folder)!r})\n"
             "with l.adapters(m, l.LoRATraining()): pass")
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
     assert "pip install peft" in run.stderr, run.stderr
 
 
