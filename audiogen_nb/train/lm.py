@@ -55,7 +55,8 @@ class LMTraining:
     def __post_init__(self):
         for f in fields(self):                                # numbers of any library become Python's
             kind = {int: whole_number, float: real_number}.get(type(f.default))
-            if kind: object.__setattr__(self, f.name, kind(getattr(self, f.name), f.name))
+            if kind:
+                object.__setattr__(self, f.name, kind(getattr(self, f.name), f.name))
         if self.n_steps < 1 or self.batch_size < 1 or self.learning_rate <= 0:
             raise ValueError(f"n_steps, batch_size and learning_rate must be positive, got {self}")
         if not (0 <= self.drop_text <= 1 and 0 <= self.hide_words < 1 and 0 <= self.keep_start < 1):
@@ -110,9 +111,7 @@ def fit_lm(
 ) -> list[dict[str, float]]: # the log
     "Train a language model on a token cache"
     s = settings
-    for part in (tokens, held_out) if held_out else (tokens,):               # before the first step
-        _check_tokens(part, lm.config)
-        check_captions(part, text_encoder)
+    _check_tokens(tokens, lm.config, text_encoder), held_out and _check_tokens(held_out, lm.config, text_encoder)
     if text_encoder.slow:                                                    # read each caption once
         text_encoder = CachedTextEncoder(text_encoder)
     share_weights(lm)                                                        # several processes start alike
@@ -145,11 +144,12 @@ def fit_lm(
     return log
 
 # %% ../../nbs/engine/lm_training.ipynb #f9255e09
-def _check_tokens(tokens, c):
-    "Refuse tokens of another codec"
+def _check_tokens(tokens, c, text_encoder):
+    "Refuse tokens of another codec, and captions that cannot be read, before the first step"
     if len(tokens) == 0 or tokens.codes.shape[1] != c.n_q or tokens.codes.max() >= c.card:
         raise ValueError(f"the tokens (N, K, F) = {list(tokens.codes.shape)} do not fit a model of {c.n_q} streams "
                          f"of {c.card} codes; encode them with the codec it was made for")
+    check_captions(tokens, text_encoder)
 
 def _optimizer(lm, s):
     "What is trained, and AdamW that lets matrices decay but not norms and biases"

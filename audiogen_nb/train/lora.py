@@ -101,7 +101,8 @@ def fit_lora(
                 f"read the sounds with sample_rate={codec.sample_rate}"
             )
     check_captions([*clips, *held_out], model.text_encoder)
-    chosen = {"tokens": (clips, settings.n_items, settings.seed), "held_out": (held_out, len(held_out), settings.seed + 1)}
+    chosen = {"tokens": (clips, settings.n_items, settings.seed),
+              "held_out": (held_out, len(held_out), settings.seed + 1)}
     caches = {
         name: cached_tokens(folder / name, codec, [(1.0, some)], n, model.generation.max_duration, 0.0, seed, progress)
         for name, (some, n, seed) in chosen.items() if some

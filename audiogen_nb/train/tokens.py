@@ -69,7 +69,7 @@ class TokenCache:
     def __len__(self) -> int: return len(self.captions)
 
     def save(self, folder: str | os.PathLike) -> None:
-        "Write `codes.safetensors` and `captions.jsonl`, then `made_from.json`, which names the other two by their contents"
+        "Write `codes.safetensors`, `captions.jsonl` and last `made_from.json`, which has hashes of the other two"
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder / "captions.jsonl") as temporary:
@@ -91,7 +91,8 @@ class TokenCache:
             if any(made["files"][name] != _file_digest(folder / name) for name in _FILES):
                 raise ValueError("files that do not belong together")
             lines = (folder / "captions.jsonl").read_text(encoding="utf-8").splitlines()
-            cache = cls(load_file(folder / "codes.safetensors")["codes"], list(map(json.loads, lines)), made["made_from"])
+            codes = load_file(folder / "codes.safetensors")["codes"]
+            cache = cls(codes, [json.loads(line) for line in lines], made["made_from"])
             if cache.codes.dim() != 3 or len(cache.codes) != len(lines) or not isinstance(cache.made_from, dict):
                 raise ValueError(f"codes {list(cache.codes.shape)} for {len(lines)} captions")
         except (ValueError, KeyError, TypeError, SafetensorError) as e:
