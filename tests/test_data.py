@@ -1,4 +1,5 @@
 """Captioned sounds: every knob of the toy world is audible, readers survive damage, splits and crops keep their promises."""
+import json
 import os
 import shutil
 import subprocess
@@ -199,7 +200,7 @@ def test_world_does_not_touch_the_global_generator():
 
 def test_same_sound_in_another_process():
     code = "from audiogen_nb.data.toy_kinds import ToyWorld; c = ToyWorld(9, 1)[4]; print(c.captions[0], c.audio.double().sum().item())"
-    runs = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": s}).stdout
+    runs = {subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", env={**os.environ, "PYTHONHASHSEED": s}).stdout
             for s in ("1", "2")}
     assert len(runs) == 1 and runs != {""}
 
@@ -354,7 +355,18 @@ def test_cache_is_used_and_follows_its_inputs(tree, tmp_path):
             second = read_recordings(str(tree))
         for a, b in zip(first, second, strict=True):
             assert torch.equal(a.audio, b.audio) and {**vars(a), "audio": 0} == {**vars(b), "audio": 0}
+        for file, damage in zip(made, (b'{"audio": 5}\n', b"cut")):
+            file.write_bytes(damage)
+            assert torch.equal(read_recordings(tree)[0].audio, first[0].audio), "a damaged cache is built again"
         assert read_recordings(tree, sample_rate=8000)[0].audio.shape[-1] == -(-first[0].audio.shape[-1] // 2)
+        frog, dog = (tree / p / PACKAGES[p].folder / n for p, n in (("widelands-data", "sound/animals/frog.ogg"),
+                                                                     ("tuxpaint-stamps-default", "animals/mammals/dogs/dog.ogg")))
+        size = max(frog.stat().st_size, dog.stat().st_size)
+        for path in (frog, dog):                                       # equally long files: the other sound, the same size
+            path.write_bytes(path.read_bytes().ljust(size, b"\0"))
+        before = read_recordings(tree)[2].audio
+        frog.write_bytes(dog.read_bytes())
+        assert read_recordings(tree)[2].audio.shape != before.shape or not torch.equal(read_recordings(tree)[2].audio, before)
         shutil.rmtree(tree / "openttd-opensfx")
         assert len(read_recordings(tree)) == len(first) - 2
     with pytest.raises(FileNotFoundError, match="fetch_recordings"):
@@ -387,15 +399,15 @@ def mirror(tree, tmp_path, monkeypatch):
     for package in PACKAGES:
         (tree / package / "DEBIAN").mkdir()
         (tree / package / "DEBIAN" / "control").write_text(
-            f"Package: {package}\nVersion: 1\nArchitecture: all\nMaintainer: A <a@example.org>\nDescription: test\n")
+            f"Package: {package}\nVersion: 1\nArchitecture: all\nMaintainer: A <a@example.org>\nDescription: test\n", encoding="utf-8")
         copyright = tree / package / "usr/share/doc" / package / "copyright"
         copyright.parent.mkdir(parents=True)
-        copyright.write_text("free")
+        copyright.write_text("free", encoding="utf-8")
         subprocess.run(["dpkg-deb", "--build", "--root-owner-group", tree / package, shelf / f"{package}.deb"], check=True,
                        capture_output=True)
     tools = tmp_path / "tools"
     tools.mkdir()
-    (tools / "apt-get").write_text(f'#!/bin/sh\necho "$@" >> {tools}/log\ncp "{shelf}/$2.deb" . || exit 100\n')
+    (tools / "apt-get").write_text(f'#!/bin/sh\necho "$@" >> {tools}/log\ncp "{shelf}/$2.deb" . || exit 100\n', encoding="utf-8")
     (tools / "apt-get").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
     return shelf
@@ -409,9 +421,9 @@ def test_fetch_unpacks_only_sounds(mirror, tmp_path):
     assert any(f.endswith("opensfx.cat") for f in files) and any(f.endswith("frog.ogg") for f in files)
     assert not any("_desc" in f or "music" in f or "DEBIAN" in f for f in files)
     assert sorted(p.name for p in dest.iterdir()) == sorted(PACKAGES)
-    log = (tmp_path / "tools" / "log").read_text()
+    log = (tmp_path / "tools" / "log").read_text(encoding="utf-8")
     fetch_recordings(dest)
-    assert (tmp_path / "tools" / "log").read_text() == log, "what is there is not fetched again"
+    assert (tmp_path / "tools" / "log").read_text(encoding="utf-8") == log, "what is there is not fetched again"
 
 
 def test_fetch_leaves_nothing_half_done(mirror, tmp_path):
@@ -464,8 +476,8 @@ def folder(tmp_path):
 
 
 def test_folder_without_manifest(folder):
-    (folder / "horn.txt").write_text("a car horn\n\na honk\n")
-    (folder / "notes.md").write_text("not a sound")
+    (folder / "horn.txt").write_text("a car horn\n\na honk\n", encoding="utf-8")
+    (folder / "notes.md").write_text("not a sound", encoding="utf-8")
     clips = SoundFolder(folder)
     assert [(c.name, c.captions, c.kind) for c in clips] == [
         ("a_big-bell.wav", ("a big bell",), "other"), ("horn.ogg", ("a car horn", "a honk"), "other"),
@@ -477,11 +489,12 @@ def test_folder_without_manifest(folder):
     ("m.csv", "caption2,file,kind,caption\na gong,a_big-bell.wav,bell,a bell\n,horn.ogg,,a horn\n"),
     ("m.jsonl", '{"file": "a_big-bell.wav", "captions": ["a gong", "a bell"], "kind": "bell"}\n\n{"file": "horn.ogg", "caption": "a horn"}\n')])
 def test_folder_with_manifest(folder, name, text):
-    (folder / name).write_text(text)
+    (folder / name).write_text(text, encoding="utf-8")
     clips = SoundFolder(folder, manifest=folder / name)
     assert [(c.captions, c.kind) for c in clips] == [(("a gong", "a bell"), "bell"), (("a horn",), "other")]
     (folder / name).rename(folder / f"manifest{Path(name).suffix}")
-    assert len(SoundFolder(folder)) == 2, "a file called manifest is found"
+    with pytest.warns(UserWarning, match="rain 2.flac .not in manifest"):
+        assert len(SoundFolder(folder)) == 2, "a file called manifest is found"
 
 
 def test_folder_names_what_it_skips(folder):
@@ -503,13 +516,160 @@ def test_folder_errors(folder, tmp_path):
         SoundFolder(tmp_path / "absent")
     with pytest.raises(FileNotFoundError, match="no manifest"):
         SoundFolder(folder, manifest=folder / "absent.csv")
-    (folder / "m.csv").write_text("file,caption\nhorn.ogg,x\ngone.wav,y\nlost.wav,z\n")
-    with pytest.raises(FileNotFoundError, match="2 files.*gone.wav, lost.wav"):
+    (folder / "m.csv").write_text("file,caption\nhorn.ogg,x\ngone.wav,y\nlost.wav,z\n", encoding="utf-8")
+    with pytest.raises(FileNotFoundError, match=r"m.csv names 2 files.*gone.wav \(line 3, not there\), lost.wav \(line 4"):
         SoundFolder(folder, manifest=folder / "m.csv")
-    for text in ("file,caption\nhorn.ogg,\n", "name,caption\nhorn.ogg,x\n"):
-        (folder / "m.csv").write_text(text)
-        with pytest.raises(ValueError, match="row 1 of m.csv needs"):
-            SoundFolder(folder, manifest=folder / "m.csv")
+    (folder / "notes.txt").write_text("file,caption", encoding="utf-8")
+    with pytest.raises(ValueError, match="the name of a manifest ends in .csv"):
+        SoundFolder(folder, manifest="notes.txt")
+
+
+TABLES_READ = {
+    "usual": b"file,caption\nhorn.ogg,a horn\n",
+    "byte-order mark, Windows line ends": b"\xef\xbb\xbffile,caption\r\nhorn.ogg,a horn\r\n",
+    "line ends of old": b"file,caption\rhorn.ogg,a horn\r",
+    "case and blanks": b' File , Caption \n horn.ogg , "a horn" \n',
+    "AudioFolder": b"file_name,text\nhorn.ogg,a horn\n",
+    "AudioCraft": b"path,description\nhorn.ogg,a horn\n",
+    "semicolons": b"file;caption\nhorn.ogg;a horn\n", "tabs": b"file\tcaption\nhorn.ogg\ta horn\n",
+    "quotes": b'"file","caption"\n"horn.ogg","a horn"\n', "blank rows": b"\nfile,caption\n,\n\nhorn.ogg,a horn\n\n",
+    "other columns": b"id,file,length,caption,licence\n1,horn.ogg,2,a horn,free\n",
+    "Windows path": b"file,caption\n.\\horn.ogg,a horn\n",
+}
+
+
+@pytest.mark.parametrize("data", TABLES_READ.values(), ids=TABLES_READ)
+def test_tables_as_people_write_them(folder, data):
+    (folder / "m.csv").write_bytes(data)
+    assert [(c.name, c.captions, c.kind) for c in SoundFolder(folder, manifest="m.csv")] == [("horn.ogg", ("a horn",), "other")]
+
+
+def test_lines_of_json_as_people_write_them(folder):
+    rows = [{"File_Name": "horn.ogg", "Text": "a horn, then rain", "caption": None, "label": 3},
+            {"audio": {"path": str(folder / "a_big-bell.wav"), "bytes": None}, "captions": ["a bell\u2028rings", "", None]}]
+    (folder / "metadata.jsonl").write_text("\ufeff" + "\r\n\r\n".join(map(json.dumps, rows)), encoding="utf-8")
+    with pytest.warns(UserWarning, match=r"skipped 1 of 3 .*\(1 .flac\): weather/rain 2.flac \(not in metadata.jsonl\)"):
+        clips = SoundFolder(folder)
+    assert [(c.name, c.captions, c.kind) for c in clips] == [
+        ("horn.ogg", ("a horn, then rain",), "3"), ("a_big-bell.wav", ("a bell rings",), "other")]
+
+
+TABLES_REFUSED = {
+    "more cells": (b"file,caption\nhorn.ogg,a horn, then rain\n", 2), "fewer cells": (b"file,kind,caption\n\nhorn.ogg,a\n", 3),
+    "no caption": (b"file,caption\nhorn.ogg,x\nhorn.ogg,\n", 3), "no file": (b"file,caption\n,x\n", 2),
+    "unknown column": (b"name,caption\nhorn.ogg,x\n", 1), "no rows": (b"file,caption\n", 1), "nothing": (b"", 1),
+    "open quote": (b'file,caption\nhorn.ogg,x\na.wav,"x\nb.wav,y\n', 3), "kinds": (b"file,caption,kind\nhorn.ogg,x,a\nhorn.ogg,y,b\n", 3),
+    "UTF-16": ("file,caption\nhorn.ogg,x\n".encode("utf-16"), 1), "UTF-16, no mark": ("file,caption\n".encode("utf-16-le"), 1),
+    "latin-1": ("file,caption\nhorn.ogg,x\nhorn.ogg,T\u00fcr\n".encode("latin-1"), 3),
+}
+LINES_REFUSED = {
+    "invalid": (b'{"file": "horn.ogg", "caption": "x"}\n{"file": "horn.ogg", \n', 2), "list": (b"[1]\n", 1),
+    "number": (b'\n{"file": "horn.ogg", "caption": 3}\n', 2), "kind": (b'{"file": "horn.ogg", "caption": "x", "kind": []}\n\n{}', 3),
+    "surrogate": (b'{"file": "horn.ogg", "caption": "\\ud800"}\n', 1), "file": (b'{"file": 3, "caption": "x"}\n', 1),
+    "zero": (b'{"file": "a\\u0000b", "caption": "x"}\n', 1), "deep": (b"[" * 100000, 1),
+    "latin-1": (b'{"file": "horn.ogg", "caption": "T\xfcr"}\n', 1),
+}
+
+
+@pytest.mark.parametrize("name, data, line", [
+    *(pytest.param("m.csv", *v, id=k) for k, v in TABLES_REFUSED.items()), *(pytest.param("m.jsonl", *v, id=k) for k, v in LINES_REFUSED.items())])
+def test_refusals_name_file_and_line(folder, name, data, line):
+    (folder / name).write_bytes(data)
+    with pytest.raises(ValueError, match=rf"{name}, line {line}: "):
+        SoundFolder(folder, manifest=name)
+
+
+@pytest.mark.parametrize("data, line", [(b"ok\nT\xfcr\n", 2), ("a horn".encode("utf-16"), 1), (b" \n", 1)])
+def test_a_text_beside_a_sound_is_checked(folder, data, line):
+    (folder / "horn.txt").write_bytes(data)
+    with pytest.raises(ValueError, match=f"horn.txt, line {line}: "):
+        SoundFolder(folder)
+    (folder / "horn.txt").write_bytes(b"\xef\xbb\xbfa horn\r\n")
+    assert SoundFolder(folder)[1].captions == ("a horn",)
+
+
+def test_paths_in_a_table(folder, tmp_path, monkeypatch):
+    "Absolute ones, ones outside the folder, a table elsewhere, rows of one sound"
+    outside = save_audio(tmp_path / "out.wav", toy_clip("bell", 1, duration=0.3).audio, RATE)
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "t.csv").write_text(f"file,caption\n{folder}/horn.ogg,x\n{outside},y\nhorn.ogg,z\nweather/../horn.ogg,x\n", encoding="utf-8")
+    clips = SoundFolder(folder, manifest=lists / "t.csv")
+    assert [(c.name, c.captions) for c in clips] == [("horn.ogg", ("x", "z")), (outside.as_posix(), ("y",))]
+    monkeypatch.chdir(tmp_path)
+    assert [c.name for c in SoundFolder("sounds", manifest="lists/t.csv")] == [c.name for c in clips]
+
+
+def test_tables_in_subfolders(folder):
+    (folder / "weather" / "Metadata.CSV").write_text("file_name,text\nrain 2.flac,rain falls\n", encoding="utf-8")
+    with pytest.warns(UserWarning, match="skipped 2 of 3 .*horn.ogg .not in weather/Metadata.CSV"):
+        assert [(c.name, c.captions) for c in SoundFolder(folder)] == [("weather/rain 2.flac", ("rain falls",))]
+    (folder / "weather" / "manifest.jsonl").write_text("", encoding="utf-8")
+    with pytest.raises(ValueError, match="weather has two tables, .* pass one"):
+        SoundFolder(folder)
+
+
+def test_a_table_that_cannot_be_read_is_named(folder):
+    (folder / "metadata.parquet").write_bytes(b"PAR1")
+    with pytest.warns(UserWarning, match="metadata.parquet .a table that cannot be read"):
+        assert len(SoundFolder(folder)) == 3
+
+
+def test_every_format_is_read_or_named(tmp_path):
+    import soundfile
+    audio = toy_clip("hum", 0, duration=0.3).audio[0].numpy()
+    for name, options in {"a.aiff": {}, "b.aif": {"format": "AIFF"}, "c.au": {}, "d.W64": {"format": "W64"}, "e.caf": {}, "f.oga": {"format": "OGG"},
+                          "g.opus": {"format": "OGG", "subtype": "OPUS"}, "h.mp3": {"format": "MP3"}, "i.rf64": {}, "j.snd": {"format": "AU"}}.items():
+        soundfile.write(tmp_path / name, audio, RATE, **options)
+    assert len(SoundFolder(tmp_path)) == 10
+    for suffix in "m4a aac wma mp4 webm amr m4a2 MOV raw".split():
+        (tmp_path / f"x.{suffix}").write_bytes(bytes(900))
+    (tmp_path / "y.m4a").write_bytes(bytes(900))
+    (tmp_path / "folder.wav").mkdir()
+    (tmp_path / "gone.wav").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "._a.wav").write_bytes(b"\0\5\x16\7")
+    with pytest.warns(UserWarning) as caught:
+        assert len(SoundFolder(tmp_path)) == 10
+    said = str(caught[0].message)
+    assert len(caught) == 1 and "skipped 12 of 22" in said and "2 .m4a" in said and "1 .mov" in said and "m4a2" not in said
+    for name in ("x.m4a (.m4a cannot be read here; convert", "folder.wav (a folder)", "gone.wav (a dangling link)", "._a.wav (a note of macOS", "x.raw ("):
+        assert name in said
+    (tmp_path / "manifest.csv").write_text("file,caption\na.aiff,x\ny.m4a,y\n", encoding="utf-8")
+    with pytest.warns(UserWarning, match=r"y.m4a \(.m4a cannot be read"):
+        assert [c.name for c in SoundFolder(tmp_path)] == ["a.aiff"]
+
+
+def test_hidden_files_are_left_out_and_links_are_followed(folder, tmp_path):
+    (folder / ".ipynb_checkpoints").mkdir()
+    shutil.copy(folder / "horn.ogg", folder / ".ipynb_checkpoints" / "horn-checkpoint.ogg")
+    shutil.copy(folder / "horn.ogg", folder / ".horn.ogg")
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(folder / "horn.ogg", tmp_path / "elsewhere" / "honk.ogg")
+    (folder / "horns").symlink_to(tmp_path / "elsewhere")
+    (folder / "weather" / "again").symlink_to(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [c.name for c in SoundFolder(folder)] == ["a_big-bell.wav", "horn.ogg", "horns/honk.ogg", "weather/rain 2.flac"]
+
+
+def test_names_of_no_words_and_of_odd_bytes(tmp_path):
+    "A sound whose caption would be 'other' is named; a name that is not UTF-8 can be printed, split and kept"
+    odd = save_audio(tmp_path / "a.wav", toy_clip("hum", 0, duration=0.3).audio, RATE)
+    shutil.copy(odd, tmp_path / "0001.wav")
+    shutil.copy(odd, os.fsencode(tmp_path) + b"/b\xe9ll.wav")
+    with pytest.warns(UserWarning) as caught:
+        clips = list(SoundFolder(tmp_path))
+    said = [str(w.message) for w in caught]
+    assert "1 sounds in" in said[-1] and "have no caption but 'other'" in said[-1] and "0001.wav" in said[-1]
+    assert [c.captions for c in clips][:2] == [("other",), ("a",)]
+    kept = json.dumps([*said, *[(c.name, c.source, c.kind) for c in clips]], ensure_ascii=False).encode("utf-8")
+    assert rb"b\\udce9ll" in kept and split_clips(clips)
+
+
+def test_the_package_names_what_most_programs_need():
+    import audiogen_nb.data as data
+    from audiogen_nb.data import clips
+    assert set(data.__all__) == set(clips.__all__) and data.SoundFolder is SoundFolder
 
 
 @pytest.mark.parametrize("text, normal", [

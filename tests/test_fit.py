@@ -1,8 +1,10 @@
 "What training promises: it survives kills, full disks and Ctrl-C, several processes equal one, bad input costs nothing."
+import copy
 import json
 import math
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from audiogen_nb.train.runs import read_settings
 from audiogen_nb.train.codec_step import Adversary, codec_batch
 from audiogen_nb.train.codec import CodecTrainer, CodecTraining, diagnose, fit_codec_from_config
 from audiogen_nb.sound import save_audio
+from audiogen_nb.train.tokens import TokenCache, cached_tokens, check_captions, make_tokens
 
 CONFIGS = Path(__file__).parent.parent / "audiogen_nb" / "configs"
 TOY = {"recordings": False, "toy": 10, "toy_seconds": 0.6}
@@ -33,7 +36,7 @@ PROGRAM = [sys.executable, "-c", "import sys; from audiogen_nb.cli import main; 
 def write(folder, data=TOY, codec="tiny", **training):
     "A configuration file"
     path = folder / "config.json"
-    path.write_text(json.dumps({"codec": codec, "data": data, "training": {**EVERYTHING, **training}}))
+    path.write_text(json.dumps({"codec": codec, "data": data, "training": {**EVERYTHING, **training}}), encoding="utf-8")
     return path
 
 
@@ -91,7 +94,7 @@ def test_two_processes_equal_one(tmp_path, settings):
     "Losses and weights of the same global batches, by one process and by two"
     script = tmp_path / "train.py"
     script.write_text("import sys; from audiogen_nb.train.codec import fit_codec_from_config\n"
-                      "fit_codec_from_config(*sys.argv[1:3], False, start_from=sys.argv[3] if len(sys.argv) > 3 else None)")
+                      "fit_codec_from_config(*sys.argv[1:3], False, start_from=sys.argv[3] if len(sys.argv) > 3 else None)", encoding="utf-8")
     more = []
     if settings:
         fit_codec_from_config(write(tmp_path, n_steps=6), tmp_path / "first", False)
@@ -100,7 +103,7 @@ def test_two_processes_equal_one(tmp_path, settings):
                    learning_rate_discriminator=1e-4, **settings)
     fit_codec_from_config(config, tmp_path / "one", False, *more)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*launch, str(script), str(config), str(tmp_path / "two"), *more], capture_output=True, text=True)
+    done = subprocess.run([*launch, str(script), str(config), str(tmp_path / "two"), *more], capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = state(tmp_path / "one"), state(tmp_path / "two")
     codec = lambda part, sums: {name: v for name, v in part.items() if name.endswith((".total", ".count")) == sums}
@@ -124,8 +127,8 @@ def test_a_batch_that_processes_cannot_share(tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = tmp_path / "part.py"
     script.write_text("import torch; from audiogen_nb.engine.processes import own_part, processes\n"
-                      "with processes():\n    own_part(torch.zeros(3, 1))")
-    done = subprocess.run([*launch, str(script)], capture_output=True, text=True)
+                      "with processes():\n    own_part(torch.zeros(3, 1))", encoding="utf-8")
+    done = subprocess.run([*launch, str(script)], capture_output=True, encoding="utf-8")
     assert done.returncode and "a batch of 3 cannot be shared by 2 processes" in done.stderr
 
 
@@ -136,7 +139,7 @@ def train(tmp_path, config, limit=None, **options):
         if limit:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     return subprocess.Popen([*PROGRAM, "fit-codec", str(config), "--out", str(tmp_path / "run"), "--quiet"], preexec_fn=prepare,
-                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", **options)
 
 
 def test_a_full_disk_keeps_the_last_checkpoint_and_says_so_once(tmp_path):
@@ -307,3 +310,182 @@ def test_a_run_that_is_done_is_not_done_again(tmp_path):
     for _ in range(2):
         run_steps(lambda n: steps.append(n) or {"loss": 1.0}, {}, 3, tmp_path / "run", progress=False)
     assert steps == [0, 1, 2]
+
+
+# Tokens, captions, recipes
+
+@pytest.fixture(scope="module")
+def tiny_codec():
+    torch.manual_seed(0)
+    return Codec(Codec.preset("tiny")).eval()
+
+
+@pytest.fixture(scope="module")
+def few():
+    return list(ToyWorld(4, seed=0, duration=0.3))
+
+
+USUAL = dict(n_items=4, seconds=0.2, mix_probability=0.5, seed=0, progress=False)
+
+
+def other_codec(codec):
+    "The same but for one weight"
+    changed = copy.deepcopy(codec)
+    next(changed.parameters()).data.view(-1)[0] += 1.0
+    return changed
+
+
+CAUSES = {
+    "captions": lambda codec, clips: (codec, [(1.0, [replace(clips[0], captions=("new words",)), *clips[1:]])], {}),
+    "sounds": lambda codec, clips: (codec, [(1.0, [replace(clips[0], audio=clips[0].audio * 0.5), *clips[1:]])], {}),
+    "clips": lambda codec, clips: (codec, [(1.0, clips[:3])], {}), "weights": lambda codec, clips: (codec, [(2.0, clips)], {}),
+    "codec": lambda codec, clips: (other_codec(codec), [(1.0, clips)], {}), "seed": lambda codec, clips: (codec, [(1.0, clips)], {"seed": 1}),
+    "seconds": lambda codec, clips: (codec, [(1.0, clips)], {"seconds": 0.3}), "n_items": lambda codec, clips: (codec, [(1.0, clips)], {"n_items": 5}),
+    "mix_probability": lambda codec, clips: (codec, [(1.0, clips)], {"mix_probability": 0.0}),
+}
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_tokens_are_made_again_when_their_inputs_change(tiny_codec, few, tmp_path, capsys, monkeypatch, cause):
+    cached_tokens(tmp_path / "t", tiny_codec, [(1.0, few)], **USUAL)
+    codec, groups, settings = CAUSES[cause](tiny_codec, few)
+    again, fresh = cached_tokens(tmp_path / "t", codec, groups, **USUAL | settings), make_tokens(codec, groups, **USUAL | settings)
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1 and f"{cause}" in said and "changed: encoding again" in said
+    assert torch.equal(again.codes, fresh.codes) and again.captions == fresh.captions
+    monkeypatch.setattr("audiogen_nb.train.tokens.make_tokens", None)                      # unchanged: not called
+    kept = cached_tokens(tmp_path / "t", codec, groups, **USUAL | settings)
+    assert torch.equal(kept.codes, fresh.codes) and kept.captions == fresh.captions and not capsys.readouterr().err
+
+
+DAMAGE = {
+    "codes cut": lambda folder: (folder / "codes.safetensors").write_bytes((folder / "codes.safetensors").read_bytes()[:-7]),
+    "no captions": lambda folder: (folder / "captions.jsonl").unlink(), "no codes": lambda folder: (folder / "codes.safetensors").unlink(),
+    "captions edited": lambda folder: (folder / "captions.jsonl").write_text('["x"]\n' * 4, encoding="utf-8"),
+    "fingerprint cut": lambda folder: (folder / "made_from.json").write_text("{", encoding="utf-8"),
+    "fingerprint of another kind": lambda folder: (folder / "made_from.json").write_text('{"made_from": []}', encoding="utf-8"),
+    "of an earlier version": lambda folder: (folder / "made_from.json").unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_tokens_are_made_again(tiny_codec, few, tmp_path, damage):
+    first = cached_tokens(tmp_path / "t", tiny_codec, [(1.0, few)], **USUAL)
+    DAMAGE[damage](tmp_path / "t")
+    with pytest.raises((ValueError, FileNotFoundError), match="again"):
+        TokenCache.load(tmp_path / "t")
+    again = cached_tokens(tmp_path / "t", tiny_codec, [(1.0, few)], **USUAL)
+    assert torch.equal(again.codes, first.codes) and again.captions == first.captions
+    assert torch.equal(TokenCache.load(tmp_path / "t").codes, first.codes)
+
+
+@pytest.mark.parametrize("settings, message", [
+    (dict(n_items=0), "n_items"), (dict(seconds=math.nan), "seconds"), (dict(seconds=0), "seconds"), (dict(mix_probability=2.0), "mix_probability")])
+def test_drawing_is_checked(tiny_codec, few, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_tokens(tiny_codec, [(1.0, few)], **USUAL | settings)
+    for groups in ([], [(0.0, few)], [(1.0, [])]):
+        with pytest.raises(ValueError, match="nothing to draw"):
+            make_tokens(tiny_codec, groups, **USUAL)
+
+
+@pytest.mark.parametrize("captions, fault", [
+    (("a dog", "犬"), "'犬' holds no word"), (("",), "empty"), ((), "no caption"), (("dog " * 99,), "at most 64"), ("dog", "list of str"),
+    (("\ud800 dog",), "surrogates"), ((3,), "list of str"), ((["a"],), "list of str")])
+def test_captions_are_checked_by_name(tiny, few, captions, fault):
+    clips = [few[0], replace(few[1], captions=captions, name="b.wav"), replace(few[2], captions=captions, name="c.wav")]
+    with pytest.raises(ValueError, match=f"2 captions cannot be read .*b.wav: .*{fault}.*; c.wav: "):
+        check_captions(clips, tiny.text_encoder)
+    check_captions(few, tiny.text_encoder)
+    tokens = TokenCache(torch.zeros(2, 2, 5, dtype=torch.int16), [["rain"], captions])
+    with pytest.raises(ValueError, match=f"item 1: .*{fault}"):
+        check_captions(tokens, tiny.text_encoder)
+
+
+def sounds_with_texts(folder, text="a dog barks"):
+    folder.mkdir()
+    for i, clip in enumerate(ToyWorld(3, seed=0, duration=0.3)):
+        save_audio(folder / f"{i}.wav", clip.audio, 16_000)
+        (folder / f"{i}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+def write_lm(folder, sounds, n_steps, **tokens):
+    config = {"lm": "tiny", "data": {"folder": str(sounds)}, "generation": {"duration": 0.2, "max_duration": 0.2},
+              "tokens": {"weights": [1.0], "n_items": 4, "n_held_out": 2, "seconds": 0.2, "mix_probability": 0.0, "seed": 0, **tokens},
+              "training": {"n_steps": n_steps, "batch_size": 2, "bfloat16": False, "checkpoint_every": 1}}
+    (folder / "lm.json").write_text("\ufeff" + json.dumps(config), encoding="utf-8")       # a byte-order mark is no fault
+    return folder / "lm.json"
+
+
+def test_a_run_goes_on_with_mended_captions_and_its_recipe_notes_both(tmp_path, capsys):
+    from audiogen_nb.train.lm import fit_lm_from_config
+    from audiogen_nb.train.runs import read_recipe
+    sounds = sounds_with_texts(tmp_path / "sounds")
+    fit_codec_from_config(write(tmp_path, {"folder": str(sounds)}, n_steps=2, start_discriminator=9), tmp_path / "codec", False)
+    (sounds / "1.txt").write_text("犬", encoding="utf-8")
+    with pytest.raises(ValueError, match="1.wav: '犬' holds no word"):
+        fit_lm_from_config(write_lm(tmp_path, sounds, 1), tmp_path / "codec", tmp_path / "run", False)
+    assert not (tmp_path / "run").exists(), "nothing is begun"
+    (sounds / "1.txt").write_text("a cat", encoding="utf-8")
+    fit_lm_from_config(write_lm(tmp_path, sounds, 1), tmp_path / "codec", tmp_path / "run", False)
+    shutil.rmtree(tmp_path / "run" / "model")
+    (sounds / "1.txt").write_text("a bird", encoding="utf-8")
+    capsys.readouterr()
+    model = fit_lm_from_config(write_lm(tmp_path, sounds, 2), tmp_path / "codec", tmp_path / "run", False)
+    assert capsys.readouterr().err.count("captions changed: encoding again") == 2
+    first, second = read_recipe(tmp_path / "run")
+    for part in ("train", "held_out"):
+        a, b = first["made_from"][part], second["made_from"][part]
+        assert a["sounds"] == b["sounds"] and a["codec"] == b["codec"] and a["captions"] != b["captions"]
+    assert len(read_log(tmp_path / "run")) == 2 and model.provenance["language_model"] == [first, second]
+    assert not any("a cat" in texts for texts in TokenCache.load(tmp_path / "run" / "train").captions)
+    for changes, message in (({"seed": 1, "sed": 2}, "did you mean 'seed'"), ({"weights": [1.0, 2.0]}, "one weight for each")):
+        with pytest.raises(ValueError, match=message):
+            fit_lm_from_config(write_lm(tmp_path, sounds, 2, **changes), tmp_path / "codec", tmp_path / "other", False)
+    save_audio(sounds / "0.wav", ToyWorld(9, seed=5, duration=0.3)[8].audio, 16_000, overwrite=True)
+    fit_codec_from_config(write(tmp_path, {"folder": str(sounds)}, n_steps=2, start_discriminator=9), tmp_path / "codec", False)
+    first, second = read_recipe(tmp_path / "codec")
+    assert first["made_from"]["sounds"] != second["made_from"]["sounds"] and first["training"] == second["training"]
+
+
+def test_settings_of_any_library_are_numbers(tmp_path):
+    import numpy as np
+    from audiogen_nb.train.lm import LMTraining
+    settings = LMTraining(n_steps=np.int64(3), learning_rate=np.float32(0.5), seed=torch.tensor(4))
+    assert json.loads(json.dumps([settings.n_steps, settings.learning_rate, settings.seed])) == [3, 0.5, 4]
+    for wrong in (dict(n_steps=2.5), dict(learning_rate="1")):
+        with pytest.raises(TypeError):
+            LMTraining(**wrong)
+    with pytest.raises(ValueError, match="finite"):
+        read_settings(LMTraining, {"learning_rate": math.nan}, "training")
+
+
+def test_the_kept_listener_knows_its_sounds(few, tmp_path, monkeypatch):
+    from audiogen_nb.judge.listener import ListenerTraining, trained_listener
+    monkeypatch.setenv("AUDIOGEN_NB_CACHE", str(tmp_path))
+    kinds, quick = [few[0].kind], ListenerTraining(n_steps=1, batch_size=2, n_each=2, seconds=0.4, width=4)
+    train_it = lambda clips: trained_listener([(1.0, clips)], kinds, quick, progress=False).state_dict()
+    first = train_it(few[:1])
+    assert_same(train_it(few[:1]), first)
+    folder, = tmp_path.glob("listener-*")
+    (folder / "listener.safetensors").write_bytes(b"cut")
+    assert_same(train_it(few[:1]), first)                                     # damaged: trained again, the same
+    train_it([replace(few[0], audio=few[0].audio.flip(-1))])                  # another sound under the same name
+    assert len(list(tmp_path.glob("listener-*"))) == 2
+
+
+def test_kept_states_know_the_tokenizer_and_the_layers(tiny, tmp_path):
+    from types import SimpleNamespace
+    from tokenizers import normalizers
+    from audiogen_nb.text.captions import CachedTextEncoder
+    from audiogen_nb.text.encoders import word_pieces
+    names = {CachedTextEncoder(tiny.text_encoder, tmp_path).fingerprint()}
+    def other(lowercase=True, heads=4):
+        encoder = copy.copy(tiny.text_encoder)
+        encoder.tokenizer = word_pieces(encoder.vocab)
+        encoder.tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+        encoder.__dict__["model"] = SimpleNamespace(config=SimpleNamespace(to_dict=lambda: {"heads": heads, "_name_or_path": str(heads)}))
+        return encoder.fingerprint()
+    names |= {other(), other(False), other(heads=2)}
+    assert len(names) == 4 and other() == other()

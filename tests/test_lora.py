@@ -133,5 +133,28 @@ def test_peft_is_imported_lazily_and_missed_clearly(tiny_folder):
     code = ("import sys, audiogen_nb.train.lora as l; assert 'peft' not in sys.modules; sys.modules['peft'] = None\n"
             f"from audiogen_nb import AudioGen; m = AudioGen.from_pretrained({str(tiny_folder)!r})\n"
             "with l.adapters(m, l.LoRATraining()): pass")
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
     assert "pip install peft" in run.stderr, run.stderr
+
+
+def test_captions_are_read_before_anything_is_encoded(tiny, clips, tmp_path):
+    from dataclasses import replace
+    foreign = [*clips[:5], replace(clips[5], captions=("a siren", "\u72ac"), name="5.wav")]
+    for few, held_out in ((foreign, ()), (clips[:5], foreign[5:])):
+        with pytest.raises(ValueError, match="5.wav: '\u72ac' holds no word"):
+            fit_lora(tiny, few, tmp_path / "run", SETTINGS, held_out, progress=False)
+        assert not (tmp_path / "run").exists()
+
+
+def test_mended_clips_are_encoded_again_and_the_recipe_notes_both(tiny, clips, tmp_path, capsys):
+    from dataclasses import replace
+    from audiogen_nb.train.runs import read_recipe
+    from audiogen_nb.train.tokens import TokenCache
+    few, mended = replace(SETTINGS, n_steps=2), [replace(clips[0], captions=("a fire engine",)), *clips[1:]]
+    fit_lora(tiny, clips, tmp_path / "run", few, progress=False)
+    fit_lora(tiny, mended, tmp_path / "run", replace(few, n_steps=3), progress=False)
+    assert "captions changed: encoding again" in capsys.readouterr().err
+    first, second = read_recipe(tmp_path / "run")
+    assert first["made_from"]["tokens"]["captions"] != second["made_from"]["tokens"]["captions"]
+    assert {c for texts in TokenCache.load(tmp_path / "run" / "tokens").captions for c in texts} & {"a fire engine"}
+    assert merge_lora(tiny, tmp_path / "run" / "adapter").provenance["lora"]["recipe"] == [first, second]

@@ -35,7 +35,7 @@ class DiscriminatorConfig:
 
 # %% ../../nbs/09_adversarial.ipynb #7be3d886
 class STFTDiscriminator(nn.Module):
-    "2-D convolutions over one complex STFT: a map of verdicts comes out (paper, section 3.1)"
+    "2-D convolutions over one complex STFT: a map of verdicts comes out (paper)"
     def __init__(self,
         window: int, # samples of the STFT window
         config: DiscriminatorConfig,

@@ -1,0 +1,4 @@
+"""Sounds with captions. What most programs need of them is named here; the rest is in the modules of this package."""
+from .clips import Clip, SoundFolder, collate, normalise_caption, random_crop, split_clips, unusable
+
+__all__ = ["Clip", "SoundFolder", "collate", "normalise_caption", "random_crop", "split_clips", "unusable"]

@@ -8,10 +8,13 @@ __all__ = ['Clip', 'normalise_caption', 'unusable', 'SoundFolder', 'split_clips'
 # %% ../../nbs/03_data.ipynb #113cc5c8
 import csv
 import hashlib
+import io
 import json
+import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +23,7 @@ import soundfile
 import torch
 from torch import Generator, Tensor
 
+from ..arguments import whole_number
 from ..sound import check_audio, fit_length, level_db, load_audio
 
 # %% ../../nbs/03_data.ipynb #b7aadf94
@@ -47,72 +51,224 @@ def normalise_caption(
     return " ".join(re.sub(r"[\W\d_]+", " ", re.sub(r"['’]", "", text.lower())).split())
 
 # %% ../../nbs/03_data.ipynb #1083b1c5
+def _shown(path: Path) -> str:
+    "A path that can be printed and kept, whatever bytes its name is made of"
+    return path.as_posix().encode("utf-8", "backslashreplace").decode()
+
+def _below(path: Path, root: Path) -> str:
+    "A path as seen from `root`, or whole if it lies elsewhere"
+    path, root = Path(os.path.abspath(path)), Path(os.path.abspath(root))
+    return _shown(path.relative_to(root) if path.is_relative_to(root) else path)
+
+def _refuse(path: Path, line: int, fault: str):
+    "Every refusal names file and line"
+    raise ValueError(f"{_shown(path)}, line {line}: {fault}")
+
+def _read_text(path: Path) -> str:
+    "A text file in UTF-8, with or without a byte-order mark"
+    data = path.read_bytes()
+    found = "UTF-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "bytes"
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        _refuse(path, data[:e.start].count(b"\n") + 1, f"{found} that are not UTF-8; save it as UTF-8")
+    if "\0" in text:
+        _refuse(path, text[:text.index("\0")].count("\n") + 1, "a zero byte (UTF-16?); save it as UTF-8")
+    return text
+
+# %% ../../nbs/03_data.ipynb #0eff4180
+_TABLES = (".csv", ".tsv", ".jsonl")
+_FILE = ("file", "filename", "filepath", "path", "audio", "audiofile", "audiopath")    # columns that name the sound
+
+def _plain(column: str) -> str:
+    "How a column is recognised: ` File_Name` is `filename`"
+    return re.sub(r'["\s_-]', "", column).lower()
+
+def _is_caption(column: str) -> bool:
+    return column.startswith("caption") or column in ("text", "description")
+
+def _delimiter(path: Path, header: str) -> str:
+    "Comma, semicolon or tab: whichever makes known columns of the header"
+    for delimiter in ",;\t":
+        names = [_plain(name) for name in header.split(delimiter)]
+        if set(names) & set(_FILE) and any(map(_is_caption, names)):
+            return delimiter
+    _refuse(path, 1, "the header needs a `file` (or `file_name`) and at least one `caption` (or `text`), "
+                     f"got {header[:200]!r}; another kind of table needs another name")
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, list[tuple[str, str]]]]:
+    "(line, [(column, cell), ...]) of each row that is not blank"
+    text, names, line = _read_text(path), None, 1
+    delimiter = _delimiter(path, re.match(r"[^\r\n]*", text.lstrip())[0])
+    text = re.sub(r'" +(?=[,;\t\r\n]|$)', '"', text)                   # blanks after a closing mark
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                if names is None:
+                    names = [_plain(name) for name in row]
+                elif len(row) != len(names):
+                    _refuse(path, line, f"{len(row)} cells under a header of {len(names)}; put quotation marks "
+                                        f"around a cell that has {delimiter!r} in it: {row}")
+                else:
+                    yield line, list(zip(names, row))
+            line = reader.line_num + 1
+    except csv.Error as e:
+        _refuse(path, line, f"{e}; is a quotation mark left open?")
+
+# %% ../../nbs/03_data.ipynb #3513cbd3
 class _Row(NamedTuple):
     path: Path                 # the sound
     captions: tuple[str, ...]  # at least one
     kind: str                  # label
+    line: int = 0              # of the table
 
-def _rows_of_manifest(root: Path, manifest: Path) -> list[_Row]:
-    "Rows of a .csv or .jsonl manifest; paths are relative to `root`"
-    if not manifest.is_file():
-        raise FileNotFoundError(f"no manifest at {manifest}")
-    with open(manifest, newline="", encoding="utf-8") as file:
-        csv_rows = csv.DictReader(file) if manifest.suffix == ".csv" else None
-        rows = list(csv_rows) if csv_rows else [json.loads(line) for line in file if line.strip()]
-    found = []
-    for i, row in enumerate(rows):
-        texts = [v for k, v in row.items() if k and k.startswith("caption") and v]
-        texts = [text for v in texts for text in (v if isinstance(v, list) else [v])]
-        captions = tuple(str(text).strip() for text in texts if str(text).strip())
-        if not row.get("file") or not captions:
-            raise ValueError(f"row {i + 1} of {manifest.name} needs a `file` and at least one `caption`, "
-                             f"got {row}")
-        found.append(_Row(root / row["file"], captions, row.get("kind") or "other"))
-    return found
+def _json_rows(path: Path) -> Iterator[tuple[int, list[tuple[str, object]]]]:
+    "(line, [(key, value), ...]) of each line that is not blank"
+    for line, text in enumerate(_read_text(path).split("\n"), 1):
+        if text.strip():
+            try:
+                row = json.loads(text)
+            except (ValueError, RecursionError) as e:
+                _refuse(path, line, f"not valid JSON ({e})")
+            if not isinstance(row, dict):
+                _refuse(path, line, f"a line must be a JSON object, got {type(row).__name__}")
+            yield line, [(_plain(key), value) for key, value in row.items()]
 
-# %% ../../nbs/03_data.ipynb #0eff4180
-def _rows_of_folder(root: Path) -> list[_Row]:
-    "Every sound below `root`; captions from a .txt beside it, else from its name; kind from its folder"
+def _row(table: Path, line: int, cells: list[tuple[str, object]], folders: list[Path]) -> _Row:
+    "One row of a table; its file is looked for in `folders`"
+    known = [(column, value) for column, value in cells if value not in ("", None, [])]
+    file, kind = (next((v for name in names for column, v in known if column == name), None)
+                  for names in (_FILE, ("kind", "label")))
+    file = file.get("path") if isinstance(file, dict) else file
+    said = [v for c, value in known if _is_caption(c) for v in (value if isinstance(value, list) else [value])]
+    texts = [file, *said, str(kind) if type(kind) is int else kind]
+    if wrong := [v for v in texts if not (v is None or isinstance(v, str) and not re.search("[\0\ud800-\udfff]", v))]:
+        _refuse(table, line, f"file, captions and kind must be text, got {wrong[0]!r}")
+    captions = tuple(" ".join(text.split()) for text in said if text and text.strip())
+    if not (file and file.strip() and captions):
+        _refuse(table, line, f"it needs a `file` and at least one `caption`, got {dict(cells)}")
+    names = dict.fromkeys([file.strip(), file.strip().replace("\\", "/")])      # of Windows, too
+    places = [folder / name for name in names for folder in folders]
+    place = next((p for p in places if os.path.lexists(p)), places[0])
+    return _Row(place, captions, (texts[-1] or "").strip() or "other", line)
+
+# %% ../../nbs/03_data.ipynb #c8f502e1
+_SOUNDS = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw", ".mat4", ".mat5", ".wavex"}
+_SOUNDS |= {".aif", ".aifc", ".wave", ".snd", ".oga", ".opus", ".sph", ".sf"}                  # read by libsndfile
+_FOREIGN = set(".3gp .aac .ac3 .alac .amr .ape .asf .avi .dsf .dts .flv .m4a .m4b .m4p .m4v .mka .mkv .mov .mp1 .mp2"
+               " .mp3 .mp4 .mpc .mpeg .mpg .ra .raw .rm .spx .tta .weba .webm .wma .wmv .wv".split()) - _SOUNDS
+
+def _walk(root: Path) -> list[Path]:
+    "Everything below a folder, through links too, but nothing hidden; no folder twice"
+    seen, waiting, found = set(), [root], []
+    while waiting:
+        folder = waiting.pop()
+        if (real := os.path.realpath(folder)) not in seen:
+            seen.add(real)
+            inside = [p for p in folder.iterdir() if not p.name.startswith(".") or p.name.startswith("._")]
+            found += inside
+            waiting += sorted((p for p in inside if os.path.isdir(p)), reverse=True)
+    return sorted(found)
+
+def _outside(path: Path) -> str | None:
+    "What is wrong with a sound file, seen from outside; None if it may be one"
+    suffix = path.suffix.lower()
+    if not os.path.isfile(path):
+        return "a folder" if os.path.isdir(path) else "a dangling link" if os.path.islink(path) else "not there"
+    if path.name.startswith("._"):
+        return "a note of macOS, no sound"
+    return f"{suffix} cannot be read here; convert it to .wav" if suffix in _FOREIGN else None
+
+# %% ../../nbs/03_data.ipynb #7b64f790
+def _rows_of_table(root: Path, table: Path, folders: list[Path]) -> list[_Row]:
+    "The rows of a table, those of one sound joined; a file that is not there is an error"
+    rows, missing = {}, []
+    for line, cells in (_json_rows if table.suffix.lower() == ".jsonl" else _csv_rows)(table):
+        row = _row(table, line, cells, folders)
+        if not os.path.isfile(row.path):
+            missing.append(f"{_below(row.path, root)} (line {line}, {_outside(row.path)})")
+        first = rows.setdefault(os.path.abspath(row.path), row)
+        if first.kind != row.kind:
+            _refuse(table, line, f"kind {row.kind!r} for the sound that has {first.kind!r} in line {first.line}")
+        joined = tuple(dict.fromkeys(first.captions + row.captions))
+        rows[os.path.abspath(row.path)] = first._replace(captions=joined)
+    if missing:
+        raise FileNotFoundError(f"{_shown(table)} names {len(missing)} files that are none: "
+                                f"{', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}")
+    return list(rows.values()) or _refuse(table, 1, "the table has no rows")
+
+def _rows_of_names(root: Path, sounds: list[Path]) -> list[_Row]:
+    "Captions from a .txt beside each sound, else from its name; kind from its folder"
     found = []
-    for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in (".wav", ".flac", ".ogg", ".mp3")):
-        kind = "other" if path.parent == root else path.parent.name
-        text = path.with_suffix(".txt")
-        lines = text.read_text("utf-8").splitlines() if text.is_file() else [normalise_caption(path.stem)]
-        captions = tuple(line.strip() for line in lines if line.strip())
+    for path in sounds:
+        kind = "other" if path.parent == root else _shown(Path(path.parent.name))
+        text, lines = path.with_suffix(".txt"), [normalise_caption(path.stem)]
+        if text.is_file():
+            lines = _read_text(text).splitlines()
+            if not any(map(str.strip, lines)):
+                _refuse(text, 1, "no caption; write one or remove the file")
+        captions = tuple(" ".join(line.split()) for line in lines if line.strip())
         found.append(_Row(path, captions or (kind,), kind))
     return found
 
-def _find_rows(root: Path, manifest: str | Path | None) -> list[_Row]:
-    "From the manifest if there is one, else from the files"
-    usual = [p for p in (root / "manifest.csv", root / "manifest.jsonl") if p.is_file()]
-    if not (manifest or usual):
-        return _rows_of_folder(root)
-    manifest = Path(manifest or usual[0])
-    rows = _rows_of_manifest(root, manifest)
-    if missing := [str(r.path.relative_to(root)) for r in rows if not r.path.is_file()]:
-        raise FileNotFoundError(f"{manifest.name} names {len(missing)} files that are not below {root}: "
-                                f"{', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}")
-    return rows
+# %% ../../nbs/03_data.ipynb #91dbfc5d
+def _table_named(root: Path, manifest: str | os.PathLike) -> Path:
+    "The manifest that was passed"
+    table = next((p for p in (Path(manifest), root / manifest) if p.is_file()), Path(manifest))
+    if not table.is_file():
+        raise FileNotFoundError(f"no manifest at {_shown(table)}")
+    if table.suffix.lower() not in _TABLES:
+        raise ValueError(f"{_shown(table)}: the name of a manifest ends in {', '.join(_TABLES)}")
+    return table
+
+def _find_rows(root: Path, manifest: str | os.PathLike | None) -> tuple[list[_Row], dict[Path, str]]:
+    "Sounds with captions, from tables if there are any, else from names; and what was left out, with the reason"
+    if manifest is not None:
+        table = _table_named(root, manifest)
+        return _rows_of_table(root, table, [root, table.parent]), {}
+    everything = _walk(root)
+    sounds = [p for p in everything if p.suffix.lower() in _SOUNDS | _FOREIGN]
+    usual = [p for p in everything if p.stem.lower() in ("manifest", "metadata") and p.is_file()]
+    left_out = {p: "a table that cannot be read here; write .csv or .jsonl" for p in usual
+                if p.suffix.lower() in (".json", ".parquet", ".xls", ".xlsx", ".ods")}
+    tables = {}
+    for path in usual:
+        if path.suffix.lower() in _TABLES and (other := tables.setdefault(path.parent, path)) != path:
+            raise ValueError(f"{_shown(path.parent)} has two tables, {other.name} and {path.name}: pass one")
+    if not tables:
+        return _rows_of_names(root, sounds), left_out
+    rows = [row for folder, table in tables.items() for row in _rows_of_table(root, table, [folder])]
+    known, names = {os.path.abspath(row.path) for row in rows}, " or ".join(_below(t, root) for t in tables.values())
+    return rows, left_out | {p: f"not in {names}" for p in sounds if os.path.abspath(p) not in known}
 
 # %% ../../nbs/03_data.ipynb #5b726203
 def _look(path: Path, sample_rate: int, scan: bool) -> str | None:
     "What is wrong with a sound file, or None"
+    if fault := _outside(path):
+        return fault
     try:
         if not scan:
             return None if soundfile.info(path).frames else "empty"
         return unusable(load_audio(path, sample_rate)[0], sample_rate)
-    except (ValueError, soundfile.LibsndfileError):
+    except (ValueError, TypeError, OSError, soundfile.SoundFileError):
         return "unreadable"
 
-def _report(root: Path, n_found: int, skipped: dict[Path, str]) -> None:
+def _report(root: Path, rows: list[_Row], skipped: dict[Path, str]) -> None:
     "Warn of the files of no use; refuse a folder that holds no others"
-    names = [f"{path.relative_to(root)} ({fault})" for path, fault in skipped.items()]
+    names = [f"{_below(path, root)} ({fault})" for path, fault in skipped.items()]
     names = ", ".join(names[:20]) + (f" and {len(names) - 20} more, see .skipped" if len(names) > 20 else "")
-    if len(skipped) == n_found:
-        of_no_use = f", {n_found} are of no use: {names}" if names else ""
-        raise FileNotFoundError(f"{root} holds no usable sound{of_no_use}; it needs .wav, .flac, .ogg, .mp3")
+    if not rows:
+        of_no_use = f", {len(skipped)} are of no use: {names}" if names else ""
+        raise FileNotFoundError(f"{_shown(root)} holds no usable sound{of_no_use}; "
+                                f"it needs .wav, .flac, .ogg, .mp3 or another of {' '.join(sorted(_SOUNDS))}")
     if skipped:
-        warnings.warn(f"skipped {len(skipped)} of {n_found} files in {root}: {names}", stacklevel=3)
+        kinds = ", ".join(f"{n} {suffix}" for suffix, n in Counter(p.suffix.lower() for p in skipped).items())
+        of = f"{len(skipped)} of {len(rows) + len(skipped)} files in {_shown(root)} ({kinds})"
+        warnings.warn(f"skipped {of}: {names}", stacklevel=3)
+    if mute := [_below(row.path, root) for row in rows if not row.line and row.captions == ("other",)]:
+        warnings.warn(f"{len(mute)} sounds in {_shown(root)} have no caption but 'other', as their names hold no word: "
+                      f"{', '.join(mute[:5])}{' ...' if len(mute) > 5 else ''}", stacklevel=3)
 
 # %% ../../nbs/03_data.ipynb #80138871
 def unusable(
@@ -128,27 +284,28 @@ def unusable(
 class SoundFolder(Sequence):
     "A folder of captioned sounds as a sequence of clips, decoded when they are asked for"
     def __init__(self,
-        root: str | Path, # folder
+        root: str | os.PathLike, # folder
         sample_rate: int = 16000, # Hz
-        manifest: str | Path | None = None, # .csv or .jsonl; None looks for it, then for .txt files
+        manifest: str | os.PathLike | None = None, # .csv, .tsv or .jsonl; None looks for it, then for .txt files
         scan: bool = True, # decode each file once to find damaged and silent ones; False: headers only
     ):
-        self.root, self.sample_rate = Path(root), sample_rate
+        self.root, self.sample_rate = Path(root), whole_number(sample_rate, "sample_rate", 1)
         if not self.root.is_dir():
-            raise FileNotFoundError(f"root must be a folder with sounds, got {root}")
-        rows = _find_rows(self.root, manifest)
-        self.skipped = {row.path: fault for row in rows if (fault := _look(row.path, sample_rate, scan))}
+            raise FileNotFoundError(f"root must be a folder with sounds, got {_shown(self.root)}")
+        rows, left_out = _find_rows(self.root, manifest)
+        faults = {row.path: _look(row.path, self.sample_rate, scan) for row in rows}
+        self.skipped = {path: fault for path, fault in faults.items() if fault} | left_out
         self.rows = [row for row in rows if row.path not in self.skipped]
-        _report(self.root, len(rows), self.skipped)
+        _report(self.root, self.rows, self.skipped)
 
     def __len__(self) -> int: return len(self.rows)
 
     def __getitem__(self, i: int) -> Clip:
         if isinstance(i, slice):
             return [self[j] for j in range(*i.indices(len(self)))]
-        path, captions, kind = self.rows[i]
-        name, (audio, rate) = str(path.relative_to(self.root)), load_audio(path, self.sample_rate)
-        return Clip(audio, rate, captions, kind, str(path), name, name)
+        row = self.rows[i]
+        name, (audio, rate) = _below(row.path, self.root), load_audio(row.path, self.sample_rate)
+        return Clip(audio, rate, row.captions, row.kind, _shown(row.path), name, name)
 
 # %% ../../nbs/03_data.ipynb #53fa87f4
 def split_clips(

@@ -26,6 +26,7 @@ from typing import NamedTuple
 # %% ../../nbs/worlds/recordings.ipynb #da71edd0
 import soundfile
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -143,7 +144,8 @@ def download_package(
     folder: str | Path, # where to put it
 ) -> Path: # the .deb file
     "Download one package from the configured mirrors with `apt-get`, without installing it"
-    run = subprocess.run(["apt-get", "download", package], cwd=folder, capture_output=True, text=True)
+    run = subprocess.run(["apt-get", "download", package], cwd=folder, capture_output=True,
+                         encoding="utf-8", errors="replace")
     debs = list(Path(folder).glob("*.deb"))
     if run.returncode or len(debs) != 1:
         raise FileNotFoundError(f"apt-get could not download {package} (try `apt-get update`): "
@@ -245,12 +247,15 @@ def _write_cache(stem: Path, clips: list[Clip]) -> None:
         temporary.write_text("".join(json.dumps(f) + "\n" for f in fields), encoding="utf-8")
 
 # %% ../../nbs/worlds/recordings.ipynb #e8416e71
-def _read_cache(stem: Path) -> list[Clip]:
-    "What `_write_cache` wrote"
-    fields = [json.loads(line) for line in stem.with_suffix(".jsonl").read_text("utf-8").splitlines()]
-    audio = load_file(stem.with_suffix(".safetensors"))["audio"].split([f["audio"] for f in fields])
-    return [Clip(**dict(f, audio=a[None].float() / 32767, captions=tuple(f["captions"])))
-            for f, a in zip(fields, audio)]
+def _read_cache(stem: Path) -> list[Clip] | None:
+    "What `_write_cache` wrote; None if it is not there, or damaged"
+    try:
+        fields = [json.loads(line) for line in stem.with_suffix(".jsonl").read_text("utf-8").splitlines()]
+        audio = load_file(stem.with_suffix(".safetensors"))["audio"].split([f["audio"] for f in fields])
+        return [Clip(**dict(f, audio=a[None].float() / 32767, captions=tuple(f["captions"])))
+                for f, a in zip(fields, audio)]
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError):
+        return None
 
 # %% ../../nbs/worlds/recordings.ipynb #6b9608de
 def read_recordings(
@@ -264,16 +269,17 @@ def read_recordings(
         raise FileNotFoundError(f"no recordings below {root}: call fetch_recordings() or pass the folder "
                                 f"that holds {', '.join(PACKAGES)}")
     files = [p for package in packages for p in sorted((root / package).rglob("*")) if p.is_file()]
-    files = [(str(p), p.stat().st_size) for p in files]
-    key = json.dumps([3, sample_rate, str(root.resolve()), files, _TABLE.read_text("utf-8")])
+    files = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    key = json.dumps([4, sample_rate, str(root.resolve()), files, _TABLE.read_text("utf-8")])
     stem = cache_dir() / f"recordings-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    if not stem.with_suffix(".jsonl").exists():
+    if (clips := _read_cache(stem)) is None:
         problems: dict[str, list[str]] = {}
         _write_cache(stem, [c for p in packages for c in _read_package(root, p, sample_rate, problems)])
         if problems:
             faults = "; ".join(f"{len(v)} {k} ({', '.join(v)})" for k, v in problems.items())
             warnings.warn(f"left out {faults}", stacklevel=2)
-    return _read_cache(stem)
+        clips = _read_cache(stem)
+    return clips
 
 # %% ../../nbs/worlds/recordings.ipynb #1ef15f51
 def recording_credits(

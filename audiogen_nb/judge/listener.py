@@ -10,6 +10,7 @@ __all__ = ['KINDS', 'rank_of', 'Listener', 'disturb', 'listener_examples', 'List
 import hashlib
 import json
 import math
+from contextlib import suppress
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from tqdm.auto import tqdm
 
 from ..data.clips import Clip, split_clips
 from ..train.loop import step_generator, warmup_cosine
-from ..train.tokens import fill_clip
+from ..train.tokens import clips_fingerprint, fill_clip
 from ..files import atomic_path, cache_dir
 from ..sound import check_audio, log_mel, set_level
 from ..data.toy import TOY_KINDS
@@ -242,8 +243,8 @@ def save_listener(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / "listener.json") as temporary:
-        config = {"kinds": listener.kinds, "width": listener.width, "sample_rate": listener.sample_rate}
-        temporary.write_text(json.dumps(config))
+        made = {"kinds": listener.kinds, "width": listener.width, "sample_rate": listener.sample_rate}
+        temporary.write_text(json.dumps(made), encoding="utf-8")
     with atomic_path(folder / "listener.safetensors") as temporary:
         save_file(listener.state_dict(), temporary)
 
@@ -254,7 +255,7 @@ def load_listener(
     "Read a listener"
     folder = Path(folder)
     try:
-        listener = Listener(**json.loads((folder / "listener.json").read_text()))
+        listener = Listener(**json.loads((folder / "listener.json").read_text(encoding="utf-8")))
         listener.load_state_dict(load_file(folder / "listener.safetensors"))
     except FileNotFoundError:
         raise FileNotFoundError(f"no listener in {folder}; save one there after fit_listener") from None
@@ -284,10 +285,12 @@ def trained_listener(
     settings: ListenerTraining = ListenerTraining(),
     progress: bool = True,
 ) -> Listener:
-    "A listener from the cache, trained first if it is not there"
-    named = [[weight, *sorted(clip.name for clip in clips)] for weight, clips in groups]
-    key = hashlib.sha256(json.dumps([1, list(kinds), asdict(settings), named]).encode()).hexdigest()[:16]
+    "A listener from the cache, trained first if it is not there or damaged; other sounds or settings make another"
+    heard = [[weight, clips_fingerprint([(weight, clips)])["sounds"], [clip.kind for clip in clips]]
+             for weight, clips in groups]
+    key = hashlib.sha256(json.dumps([2, list(kinds), asdict(settings), heard]).encode()).hexdigest()[:16]
     folder = cache_dir() / f"listener-{key}"
-    if not (folder / "listener.safetensors").exists():
-        save_listener(fit_listener(groups, kinds, settings, progress), folder)
+    with suppress(FileNotFoundError, ValueError):
+        return load_listener(folder)
+    save_listener(fit_listener(groups, kinds, settings, progress), folder)
     return load_listener(folder)

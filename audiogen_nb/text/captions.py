@@ -7,6 +7,7 @@ __all__ = ['CachedTextEncoder']
 
 # %% ../../nbs/engine/captions.ipynb #4613d0d6
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -18,11 +19,21 @@ from safetensors.torch import load_file, save_file
 from ..files import atomic_path, cache_dir
 from .encoders import TextEncoder
 
+# %% ../../nbs/engine/captions.ipynb #de75ccae
+def _described(encoder: TextEncoder) -> tuple[str, str]:
+    "What decides an encoder's states besides weights and settings: how it cuts text, how its layers are put together."
+    tokenizer = getattr(encoder, "tokenizer", None)
+    tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)  # of the tokenizers library: merges, normaliser, ...
+    config = getattr(getattr(encoder, "model", None), "config", None)
+    layers = config.to_dict() if hasattr(config, "to_dict") else {}
+    layers = {name: value for name, value in layers.items() if name not in ("_name_or_path", "transformers_version")}
+    return tokenizer.to_str() if hasattr(tokenizer, "to_str") else "", json.dumps(layers, sort_keys=True, default=str)
+
 # %% ../../nbs/engine/captions.ipynb #3b3bf39c
 @patch
 def fingerprint(self: TextEncoder) -> str:
-    "A name for everything the encoder could say: equal for equal weights, vocabulary and settings."
-    digest = hashlib.sha256(repr((type(self).__name__, self.settings())).encode())
+    "A name for everything the encoder could say: equal for equal weights, tokenizer and settings."
+    digest = hashlib.sha256(repr((type(self).__name__, self.settings(), _described(self))).encode())
     for name, value in [*self.named_buffers(), *self.named_parameters()]:
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

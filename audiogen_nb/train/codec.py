@@ -32,6 +32,7 @@ from .codec_step import (Adversary, check_clips, codec_batch, rebuild, reconstru
 from .loop import (
     load_checkpoint, run_steps, step_generator, update_average, warmup_constant, warmup_cosine)
 from .runs import read_config, read_settings, record_recipe, training_clips
+from .tokens import clips_fingerprint
 
 # %% ../../nbs/engine/codec_training.ipynb #cc270e90
 SCHEDULES = {"cosine": warmup_cosine, "constant": warmup_constant}
@@ -316,6 +317,6 @@ def fit_codec_from_config(
         load_checkpoint(Path(start_from) / "checkpoint.pt", {"codec": codec})
     groups, held_out = training_clips(config["data"], codec.sample_rate)
     with processes():
-        record_recipe(folder, config, start_from)
+        record_recipe(folder, config, start_from, clips_fingerprint([(1.0, group) for group in groups]))
         fit_codec(codec, groups, settings, folder, held_out, progress, tensorboard)
     return codec

@@ -8,13 +8,15 @@ __all__ = ['LMTraining', 'Trained', 'lm_batch', 'fit_lm', 'fit_lm_from_config', 
 # %% ../../nbs/engine/lm_training.ipynb #aef43441
 import copy
 import json
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from ..arguments import real_number, whole_number
 from ..codec.vq import Codec
 from ..data.recordings import recording_credits
 from ..engine.processes import average_gradients, own_part, share_weights
@@ -28,8 +30,8 @@ from ..text.encoders import TextEncoder, drop_text
 from ..text.hf import load_text_encoder
 from .lm_step import blur_text, lm_loss
 from .loop import load_checkpoint, run_steps, step_generator, warmup_cosine
-from .runs import read_config, read_recipe, read_settings, record_recipe, training_clips
-from .tokens import TokenCache, make_tokens
+from .runs import check_keys, read_config, read_recipe, read_settings, record_recipe, training_clips
+from .tokens import TokenCache, cached_tokens, check_captions
 
 # %% ../../nbs/engine/lm_training.ipynb #941e0c39
 @dataclass(frozen=True)
@@ -51,6 +53,10 @@ class LMTraining:
     sample_every: int = 500            # steps
 
     def __post_init__(self):
+        for f in fields(self):                                # numbers of any library become Python's
+            kind = {int: whole_number, float: real_number}.get(type(f.default))
+            if kind:
+                object.__setattr__(self, f.name, kind(getattr(self, f.name), f.name))
         if self.n_steps < 1 or self.batch_size < 1 or self.learning_rate <= 0:
             raise ValueError(f"n_steps, batch_size and learning_rate must be positive, got {self}")
         if not (0 <= self.drop_text <= 1 and 0 <= self.hide_words < 1 and 0 <= self.keep_start < 1):
@@ -98,14 +104,14 @@ def fit_lm(
     tokens: TokenCache,
     text_encoder: TextEncoder,
     settings: LMTraining,
-    folder: str | Path, # checkpoint and log; call again to resume
+    folder: str | os.PathLike, # checkpoint and log; call again to resume
     held_out: TokenCache | None = None, # its loss is logged every `sample_every` steps
     sample: Callable[[int], None] | None = None, # called every `sample_every` steps, e.g. to write a sound
     progress: bool = True,
 ) -> list[dict[str, float]]: # the log
     "Train a language model on a token cache"
     s = settings
-    _check_tokens(tokens, lm.config)
+    _check_tokens(tokens, lm.config, text_encoder), held_out and _check_tokens(held_out, lm.config, text_encoder)
     if text_encoder.slow:                                                    # read each caption once
         text_encoder = CachedTextEncoder(text_encoder)
     share_weights(lm)                                                        # several processes start alike
@@ -138,11 +144,12 @@ def fit_lm(
     return log
 
 # %% ../../nbs/engine/lm_training.ipynb #f9255e09
-def _check_tokens(tokens, c):
-    "Refuse tokens of another codec"
+def _check_tokens(tokens, c, text_encoder):
+    "Refuse tokens of another codec, and captions that cannot be read, before the first step"
     if len(tokens) == 0 or tokens.codes.shape[1] != c.n_q or tokens.codes.max() >= c.card:
         raise ValueError(f"the tokens (N, K, F) = {list(tokens.codes.shape)} do not fit a model of {c.n_q} streams "
                          f"of {c.card} codes; encode them with the codec it was made for")
+    check_captions(tokens, text_encoder)
 
 def _optimizer(lm, s):
     "What is trained, and AdamW that lets matrices decay but not norms and biases"
@@ -154,13 +161,13 @@ def _optimizer(lm, s):
 # %% ../../nbs/engine/lm_training.ipynb #70e2a879
 def fit_lm_from_config(
     config_path: (
-        str | Path
+        str | os.PathLike
     ),  # JSON: {"lm": preset, "data": {...}, "tokens": {...}, "training": {...}, "generation": {...}}
-    codec_run: str | Path,  # folder of `fit_codec_from_config`, finished
-    folder: str | Path,  # of this run; call again to resume. The model is saved in its subfolder "model"
+    codec_run: str | os.PathLike,  # folder of `fit_codec_from_config`, finished
+    folder: str | os.PathLike,  # of this run; call again to resume. The model is saved in its subfolder "model"
     progress: bool = True,
     start_from: (
-        str | Path | None
+        str | os.PathLike | None
     ) = None,  # folder of another run, on the same codes, whose language model to begin with
 ) -> AudioGen:
     "Encode the clips, train a language model on them, and save the whole model"
@@ -178,8 +185,8 @@ def fit_lm_from_config(
     lm = AudioLM(AudioLM.preset(config["lm"]))
     if start_from is not None:
         load_checkpoint(Path(start_from) / "checkpoint.pt", {"lm": lm})
-    train, held_out, clips = _token_caches(codec, config["data"], t, folder, progress)
-    record_recipe(folder, config, start_from)
+    train, held_out, clips = _token_caches(codec, config["data"], t, text_encoder, folder, progress)
+    record_recipe(folder, config, start_from, {"train": train.made_from, "held_out": held_out.made_from})
     model = AudioGen(codec, lm, text_encoder, generation)
     fit_lm(lm, train, text_encoder, settings, folder, held_out, lambda n: _samples(model, folder, n), progress)
     if start_from is not None: _keep_start(lm, start_from, settings.keep_start)
@@ -211,22 +218,24 @@ def _finished_codec(run):
     return codec
 
 # %% ../../nbs/engine/lm_training.ipynb #e5d3afcc
-def _token_caches(codec, data, t, folder, progress):
+_DRAWING = ("weights", "n_items", "n_held_out", "seconds", "mix_probability", "seed")
+
+def _token_caches(codec, data, t, text_encoder, folder, progress):
     "Training and held-out token caches, encoded once and kept in the run's folder; and the recordings used"
+    check_keys(t, _DRAWING, "the tokens section")
+    if missing := [name for name in _DRAWING if name not in t]:
+        raise ValueError(f"the tokens section lacks {', '.join(missing)}")
     groups, held_out = training_clips(data, codec.sample_rate)
+    check_captions([clip for group in (*groups, held_out) for clip in group], text_encoder)
     weights = t["weights"]
     if len(weights) != len(groups):
         raise ValueError(
             f"tokens.weights needs one weight for each of the {len(groups)} groups of clips, got {weights}"
         )
-    caches = []
-    for name, chosen, n in (("train", list(zip(weights, groups)), t["n_items"]),
-                            ("held_out", [(1.0, held_out or groups[0])], t["n_held_out"])):
-        if not (folder / name / "codes.safetensors").exists():
-            make_tokens(codec, chosen, n, t["seconds"], t["mix_probability"], t["seed"], progress=progress).save(
-                folder / name
-            )
-        caches.append(TokenCache.load(folder / name))
+    chosen = {"train": (list(zip(weights, groups)), t["n_items"]),
+              "held_out": ([(1.0, held_out or groups[0])], t["n_held_out"])}
+    caches = [cached_tokens(folder / name, codec, clips, n, t["seconds"], t["mix_probability"], t["seed"], progress)
+              for name, (clips, n) in chosen.items()]
     return *caches, groups[0] + held_out if data.get("recordings", True) else []
 
 def _samples(model, folder, step):

@@ -9,11 +9,9 @@ __all__ = ['LoRATraining', 'adapters', 'fit_lora', 'merge_lora']
 import copy
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -21,8 +19,10 @@ import torch
 from ..pipeline import AudioGen
 from ..data.clips import Clip
 from ..engine.linear import precision
+from ..files import new_folder
 from .lm import LMTraining, fit_lm
-from .tokens import TokenCache, make_tokens
+from .runs import read_recipe, record_recipe
+from .tokens import cached_tokens, check_captions
 from ..text.encoders import optional_import
 
 # %% ../../nbs/labs/own_sounds.ipynb #781384a8
@@ -85,15 +85,16 @@ def _float32(model):
 def fit_lora(
     model: AudioGen, # to start from; as it was when this returns
     clips: Sequence[Clip], # your own sounds with captions, e.g. a `SoundFolder`
-    folder: str | Path, # of the run; call again to resume. The adapters end up in its `adapter`
+    folder: str | os.PathLike, # of the run; call again to resume. The adapters end up in its `adapter`
     settings: LoRATraining = LoRATraining(),
     held_out: Sequence[Clip] = (), # their loss is logged every `sample_every` steps
     progress: bool = True,
 ) -> list[dict[str, float]]: # the log
     "Teach a model the sounds of a few clips by training adapters on its language model"
-    folder, codec = Path(folder), model.codec
-    if not len(clips):
+    folder, codec, clips, held_out = Path(folder), model.codec, list(clips), list(held_out)
+    if not clips:
         raise ValueError("clips is empty; pass the sounds to learn from, e.g. SoundFolder('my_sounds')")
+    optional_import("peft", "fine-tuning with adapters"), _float32(model)          # refused now, not after the encoding
     for clip in (*clips, *held_out):
         if clip.sample_rate != codec.sample_rate:
             raise ValueError(
@@ -101,40 +102,31 @@ def fit_lora(
                 f"the model works at {codec.sample_rate} Hz; "
                 f"read the sounds with sample_rate={codec.sample_rate}"
             )
-    tokens = _tokens(model, clips, folder / "tokens", settings.n_items, settings.seed, progress)
-    judged = (
-        _tokens(model, held_out, folder / "held_out", len(held_out), settings.seed + 1, progress)
-        if len(held_out)
-        else None
-    )
+    check_captions([*clips, *held_out], model.text_encoder)
+    chosen = {"tokens": (clips, settings.n_items, settings.seed),
+              "held_out": (held_out, len(held_out), settings.seed + 1)}
+    caches = {
+        name: cached_tokens(folder / name, codec, [(1.0, some)], n, model.generation.max_duration, 0.0, seed, progress)
+        for name, (some, n, seed) in chosen.items() if some
+    }
+    record_recipe(folder, {"lora": asdict(settings)}, made_from={name: c.made_from for name, c in caches.items()})
     with adapters(model, settings) as adapted:
-        log = fit_lm(model.lm, tokens, model.text_encoder, settings, folder, judged, progress=progress)
+        log = fit_lm(model.lm, caches["tokens"], model.text_encoder, settings, folder, caches.get("held_out"),
+                     progress=progress)
         _save(adapted, folder / "adapter")
     return log
 
 # %% ../../nbs/labs/own_sounds.ipynb #f8664801
 def _save(adapted, folder):
     "Write adapters under another name, then rename; an older set is replaced"
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".adapter."))
-    try:
+    with new_folder(folder, replace=True) as temporary:
         adapted.save_pretrained(temporary)
         (temporary / "README.md").unlink(missing_ok=True)                              # an empty form
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-def _tokens(model, clips, folder, n, seed, progress):
-    "The token cache of clips, encoded once"
-    if not (folder / "codes.safetensors").exists():
-        seconds = model.generation.max_duration
-        make_tokens(model.codec, [(1.0, clips)], n, seconds, 0.0, seed, progress=progress).save(folder)
-    return TokenCache.load(folder)
 
 # %% ../../nbs/labs/own_sounds.ipynb #495db19e
 def merge_lora(
     model: AudioGen, # the one that the adapters were trained on; left as it is
-    adapter: str | Path, # folder that `fit_lora` wrote: .../adapter
+    adapter: str | os.PathLike, # folder that `fit_lora` wrote: .../adapter
     scale: float = 1.0, # how much of what was learned: 0 is the old model
 ) -> AudioGen: # with a language model of its own; codec and text encoder are shared
     "A model with adapters added into its matrices"
@@ -158,9 +150,10 @@ def merge_lora(
     wanted = dict(model.lm.named_parameters())
     for name, p in merged.lm.named_parameters():
         p.requires_grad_(wanted[name].requires_grad)
-    settings = json.loads((adapter / "adapter_config.json").read_text())
+    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    recipe = {"recipe": read_recipe(adapter.parent)} if (adapter.parent / "recipe.json").is_file() else {}
     merged.provenance = {
         **model.provenance,
-        "lora": {"rank": settings["r"], "alpha": settings["lora_alpha"], "scale": scale},
+        "lora": {"rank": settings["r"], "alpha": settings["lora_alpha"], "scale": scale, **recipe},
     }
     return merged
