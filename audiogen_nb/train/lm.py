@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..arguments import real_number, whole_number
+from ..arguments import check_keys, real_number, whole_number
 from ..codec.vq import Codec
 from ..data.recordings import recording_credits
 from ..engine.processes import average_gradients, own_part, share_weights
+from ..engine.surroundings import leaves_no_trace
 from ..hub import POCKET
 from ..lm.transformer import AudioLM
 from ..pipeline import AudioGen
@@ -30,7 +31,7 @@ from ..text.encoders import TextEncoder, drop_text
 from ..text.hf import load_text_encoder
 from .lm_step import blur_text, lm_loss
 from .loop import load_checkpoint, run_steps, step_generator, warmup_cosine
-from .runs import check_keys, read_config, read_recipe, read_settings, record_recipe, training_clips
+from .runs import read_config, read_recipe, read_settings, record_recipe, training_clips
 from .tokens import TokenCache, cached_tokens, check_captions
 
 # %% ../../nbs/engine/lm_training.ipynb #941e0c39
@@ -99,6 +100,7 @@ def lm_batch(
     return tokens.codes[picks].long(), *blur_text(states, mask, s.hide_words, s.text_noise, generator)
 
 # %% ../../nbs/engine/lm_training.ipynb #294be858
+@leaves_no_trace()
 def fit_lm(
     lm: AudioLM, # trained in place, and left in evaluation mode
     tokens: TokenCache,
@@ -159,6 +161,7 @@ def _optimizer(lm, s):
     return trained, torch.optim.AdamW(groups, s.learning_rate, betas=(0.9, 0.95))
 
 # %% ../../nbs/engine/lm_training.ipynb #70e2a879
+@leaves_no_trace()
 def fit_lm_from_config(
     config_path: (
         str | os.PathLike

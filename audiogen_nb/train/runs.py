@@ -8,7 +8,6 @@ __all__ = ['read_settings', 'read_config', 'read_recipe', 'record_recipe', 'trai
 # %% ../../nbs/engine/runs.ipynb #95f690ff
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
