@@ -16,7 +16,7 @@ from ..data.clips import Clip, SoundFolder, split_clips
 from ..data.recordings import read_recordings
 from ..data.toy_kinds import ToyWorld
 from ..engine.processes import rank
-from ..files import atomic_path
+from ..files import atomic_path, read_json
 
 # %% ../../nbs/engine/runs.ipynb #b4eb9f33
 def check_keys(
@@ -56,11 +56,8 @@ def read_config(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no configuration file at {path}")
-    try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{path} is not valid JSON: {e}") from e
-    if not isinstance(config, dict) or set(config) != sections:
+    config = read_json(path)
+    if set(config) != sections:
         raise ValueError(f"{path} must have exactly the sections {sorted(sections)}, got {sorted(config)}")
     return config
 
@@ -72,7 +69,13 @@ def read_recipe(
     path = Path(folder) / "recipe.json"
     if not path.is_file():
         raise FileNotFoundError(f"no recipe.json in {folder}; pass the folder of a run of this library")
-    return json.loads(path.read_text())
+    try:
+        recipe = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{path} is damaged ({str(e)[:200]})") from e
+    if not isinstance(recipe, list) or not recipe or not all(isinstance(config, dict) for config in recipe):
+        raise ValueError(f"{path} is damaged: it must hold a list of configurations")
+    return recipe
 
 # %% ../../nbs/engine/runs.ipynb #6570d76a
 def record_recipe(
