@@ -138,11 +138,15 @@ def read_log(
 ) -> list[dict[str, float]]: # one dictionary a step; empty if nothing was logged
     "The figures a run has logged so far; a last line cut short by a crash is dropped"
     path, rows = Path(folder) / "log.jsonl", []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            break
+        rows.append(row)
     return rows
 
 # %% ../../nbs/engine/training_loop.ipynb #c41e64f7
