@@ -192,9 +192,9 @@ def _forget(job, folder, count):
 def _sweeping(folder):
     "A run leaves nothing behind; elsewhere what is old goes at the next call"
     assert not list((folder / "run").rglob(".*")), "left in the run's folder"
-    from audiogen_nb.files import sweep
+    from audiogen_nb.files import sweep_stale
     for place in (folder / "sounds", folder / "saved", *(folder / "captions").glob("*")):
-        sweep(place, 0)
+        sweep_stale(place, 0)
         assert not list(place.glob(".*")), f"left in {place}"
 
 

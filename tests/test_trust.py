@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from audiogen_nb import AudioGen
 from audiogen_nb.codec.seanet import CODEC_PRESETS, CodecConfig
-from audiogen_nb.files import sweep
+from audiogen_nb.files import sweep_stale
 from audiogen_nb.hub import layout_of
 from audiogen_nb.lm.transformer import LM_PRESETS, LMConfig
 from audiogen_nb.sampling.request import Generation
@@ -288,9 +288,9 @@ def test_what_a_killed_process_left_is_swept_and_what_was_put_aside_comes_back(t
     for name in (".a.wav.0123abcd.part", ".mine.0123abcd.new", ".keep.me", ".a.wav.0123abcd.mine"):
         (tmp_path / name).touch()
     (tmp_path / ".old.0123abcd.old").mkdir()
-    sweep(tmp_path, 60)
+    sweep_stale(tmp_path, 60)
     assert len(list(tmp_path.iterdir())) == 5
-    sweep(tmp_path, 0)
+    sweep_stale(tmp_path, 0)
     assert sorted(p.name for p in tmp_path.iterdir()) == [".a.wav.0123abcd.mine", ".keep.me", "old"]
 
 

@@ -276,7 +276,7 @@ def _generation(config):
         top_k=setting(config, "generate.lm.top_k", 250),
         top_p=setting(config, "generate.lm.top_p", 0.0),
         duration=min(5.0, window),
-        extend_stride=2.0,
+        extend_stride=2.0 if window > 2 else None,
     )
     return Generation(**{k: v for k, v in settings.items() if k in {f.name for f in fields(Generation)}})
 

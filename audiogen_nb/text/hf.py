@@ -44,7 +44,8 @@ def _save_hf(encoder: "HFTextEncoder", folder: Path) -> Path:
     return folder
 
 # %% ../../nbs/engine/text_encoders.ipynb #d7c806e0
-_PINNED = {"t5-small": "df1b051c49625cf57a3d0d8d3863ed4d13564fe4", "t5-base": "a9723ea7f1b39c1eae772870f3b547bf6ef7e6c1",
+_PINNED = {"t5-small": "df1b051c49625cf57a3d0d8d3863ed4d13564fe4",
+           "t5-base": "a9723ea7f1b39c1eae772870f3b547bf6ef7e6c1",
            "t5-large": "150ebc2c4b72291e770f58e6057481c8d2ed331a"}
 
 
@@ -184,7 +185,8 @@ def _shapes(folder: Path) -> dict[str, tuple]:
 def _check_pocket(folder: Path, config: dict) -> None:
     "Refuse a table of another kind before it is read."
     for name in ("vocab.txt", "table.safetensors"): inside(folder, name, "the layout")
-    whole_number(config.get("n_order"), "n_order", 0, 4096), whole_number(config.get("max_length"), "max_length", 1, 10**6)
+    whole_number(config.get("n_order"), "n_order", 0, 4096)
+    whole_number(config.get("max_length"), "max_length", 1, 10**6)
     if (folder / "vocab.txt").stat().st_size > 64_000_000: raise ValueError(f"{folder / 'vocab.txt'} is too large")
     stored = stored_tensors(folder / "table.safetensors")
     table, scale = stored.get("table"), stored.get("scale")

@@ -353,12 +353,11 @@ def run_steps(
             f"checkpoint_every and sample_every must be at least 1 step, got {checkpoint_every} and {sample_every}"
         )
     folder, writes = Path(folder), rank() == 0
-    folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.pt"
     saved = load_checkpoint(checkpoint, parts) if checkpoint.exists() else 0
     log = read_log(folder)[:saved]
     if writes:
-        _sweep(folder)
+        folder.mkdir(parents=True, exist_ok=True), _sweep(folder)
     reports = Reports(folder, log, n_steps, progress, tensorboard) if writes else None
     try:
         for n in range(saved, n_steps):
@@ -389,7 +388,7 @@ def run_steps(
 def _sweep(folder):
     "Remove what a process left that was killed while writing"
     for place in (folder, *(p for p in folder.iterdir() if p.is_dir() and not p.is_symlink())):
-        sweep(place, 0)                            # the lock tells that nobody else is writing here
+        sweep_stale(place, 0)                            # the lock tells that nobody else is writing here
     for stale in folder.glob(".adapter.????????"):
         shutil.rmtree(stale, ignore_errors=True)
 
