@@ -34,7 +34,7 @@ except ImportError:                                    # Windows
     fcntl = None
 
 from ..engine.processes import mean_over_processes, rank
-from ..files import atomic_path, sweep
+from ..files import atomic_path, sweep_stale
 
 # %% ../../nbs/engine/training_loop.ipynb #ebf816e0
 def step_generator(
