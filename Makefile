@@ -16,7 +16,7 @@ LIBRARY  := $(shell find audiogen_nb -type f -not -name '*.pyc' 2>/dev/null)
 export PROMPT OUT
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test numeric docs figures sounds export clean-notebooks readme sync pocket clean
+.PHONY: help demo lab test numeric fuzz kills docs figures sounds export clean-notebooks readme sync pocket clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -34,6 +34,12 @@ test: $(VENV)/.dev ## run every check
 numeric: $(VENV)/.dev ## run what another processor computes otherwise: make numeric ATEN_CPU_CAPABILITY=default
 	@ATEN_CPU_CAPABILITY=$(ATEN_CPU_CAPABILITY) ONEDNN_MAX_CPU_ISA=$(ONEDNN_MAX_CPU_ISA) \
 	  $(BIN)/python -m pytest tests -n 2 --dist loadgroup -m numeric -ra --durations=10
+
+fuzz: $(VENV)/.dev ## damage files in 2000 ways and load each: a result or a sentence (minutes)
+	@$(BIN)/python tests/fuzz.py --n 2000
+
+kills: $(VENV)/.dev ## kill 104 processes at random moments: nothing finished is lost (minutes)
+	@$(BIN)/python tests/kills.py --n 104
 
 docs: $(VENV)/.docs ## build the book as a site, _docs/site/index.html, from the notebooks' outputs
 	@$(BIN)/python docs/build.py

@@ -68,6 +68,8 @@ def check_keys(
     where: str, # how the error message calls the section
 ) -> None:
     "Refuse a misspelt key and say what it may have been"
+    if not isinstance(section, dict):
+        raise TypeError(f"{where} must be an object with keys, got {type(section).__name__}")
     for key in sorted(section.keys() - set(known)):
         near = difflib.get_close_matches(key, known, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"it may have {', '.join(known)}"

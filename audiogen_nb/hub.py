@@ -8,8 +8,10 @@ __all__ = ['FORMAT_VERSION', 'POCKET', 'AUDIOCRAFT_FILES', 'pack_weights', 'unpa
 
 # %% ../nbs/engine/hub.ipynb #df75de3a
 import json
+import math
+import os
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,10 +19,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from .arguments import whole_number
 from .codec.seanet import CodecConfig
 from .codec.vq import Codec
+from .engine.budget import free_memory
 from .engine.linear import empty_lm, fill_lm
-from .files import PACKAGE, new_folder
+from .engine.trust import check_tensors, inside
+from .files import PACKAGE, new_folder, read_json
 from .lm.transformer import AudioLM, LMConfig
 from .sampling.request import Generation
 from .text.encoders import TextEncoder
@@ -118,20 +123,49 @@ def load_parts(
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} is not a model folder: it has no config.json")
+    codec_config, shape, generation, provenance = _settings(folder)
+    files = [inside(folder, name, "the layout") for name in ("codec.safetensors", "lm.safetensors")]
+    _check_sizes(codec_config, shape, *files)               # nothing has been built so far
+    if text_encoder is None:
+        inside(folder, "text/config.json", "the layout")
+        text_encoder = load_text_encoder(folder / "text")
+    with torch.random.fork_rng(devices=[]):                 # first weights are drawn, then replaced
+        codec, lm = Codec(codec_config), empty_lm(shape, dtype, device)
+    _load_weights(codec, files[0])
+    _fill(lm, files[1], device)
+    return Parts(codec.to(device), lm, text_encoder, generation, provenance)
+
+# %% ../nbs/engine/hub.ipynb #97e2587e
+def _settings(folder):
+    "What config.json says: of the codec, of the language model, of generation, and where it all comes from"
+    path = inside(folder, "config.json", "the layout")
+    config = read_json(path)
     try:
-        config = json.loads((folder / "config.json").read_text())
-        version = config["format_version"]
+        version = whole_number(config["format_version"], "format_version", 1)
         if version > FORMAT_VERSION:
             raise ValueError(f"its format version {version} is newer than this library's {FORMAT_VERSION}; "
                              "upgrade audiogen_nb")
-        codec, shape = Codec(CodecConfig(**config["codec"])), LMConfig(**config["lm"])
-        generation, provenance = Generation(**config["generation"]), config["provenance"]
-    except (KeyError, TypeError, ValueError) as e:
-        raise ValueError(f"cannot use {folder / 'config.json'}: {e}") from e
-    lm = empty_lm(shape, dtype, device)
-    _load_weights(codec, folder / "codec.safetensors")
-    _fill(lm, folder / "lm.safetensors", device)
-    return Parts(codec.to(device), lm, text_encoder or load_text_encoder(folder / "text"), generation, provenance)
+        if not isinstance(config["provenance"], dict):
+            raise TypeError("provenance must be an object")
+        return (CodecConfig(**config["codec"]), LMConfig(**config["lm"]), Generation(**config["generation"]),
+                config["provenance"])
+    except (KeyError, TypeError, ValueError, OverflowError) as e:
+        reason = f"{e} is missing" if isinstance(e, KeyError) else str(e)
+        raise ValueError(f"cannot use {path}: {reason[:300]}") from e
+
+# %% ../nbs/engine/hub.ipynb #1f9b01ad
+def _check_sizes(codec_config, shape, codec_file, lm_file):
+    "Compare settings with the headers of the weights; on the device `meta` a module has shapes and no memory"
+    with torch.device("meta"):
+        codec = {name: tuple(value.shape) for name, value in Codec(codec_config).state_dict().items()}
+        first = AudioLM(replace(shape, n_layers=1)).state_dict()
+    check_tensors(codec_file, codec, (".count", ".total"))
+    lm = {name.replace("blocks.0.", f"blocks.{i}."): tuple(value.shape) for name, value in first.items()
+          for i in range(shape.n_layers if name.startswith("blocks.") else 1)}
+    check_tensors(lm_file, lm)
+    needs, free = 12 * sum(map(math.prod, codec.values())), free_memory()          # as stored, converted, in place
+    if needs > free:
+        raise ValueError(f"the codec in {codec_file} needs {needs / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free")
 
 # %% ../nbs/engine/hub.ipynb #4902fcbe
 def _fill(lm, path, device):
@@ -160,13 +194,12 @@ def layout_of(
     folder = Path(folder)
     if (folder / "state_dict.bin").is_file():
         return "audiocraft"
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        config = {}
-    if isinstance(config, dict) and config.get("model_type") == "musicgen":
+    config = {}
+    if os.path.lexists(folder / "config.json"):
+        config = read_json(inside(folder, "config.json", "the layout"))
+    if config.get("model_type") == "musicgen":
         return "musicgen"
-    if not isinstance(config, dict) or "format_version" not in config:
+    if "format_version" not in config:
         raise ValueError(
             f"{folder} holds no model: pass a folder of this book (config.json with a format_version), of AudioCraft "
             "(state_dict.bin) or of transformers' MusicGen (config.json)"

@@ -15,6 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
+from ..arguments import whole_number
+
 # %% ../../nbs/05_seanet.ipynb #849a8f90
 def keep_variance(
     conv: nn.Module, # a convolution, changed in place
@@ -124,15 +126,20 @@ class CodecConfig:
     norm: str = "layer"                  # "layer" (paper), "weight" (AudioCraft) or "none"
 
     def __post_init__(self):
-        object.__setattr__(self, "strides", tuple(self.strides))     # JSON gives lists
-        sizes = (self.sample_rate, self.n_filters, self.dimension, self.n_q, self.card, self.kernel_size,
-                 self.residual_kernel_size, self.lstm_layers + 1, *self.strides)
-        if not all(isinstance(size, int) for size in sizes):
-            raise TypeError(f"every size of a codec must be a whole number, got {self}")
-        if not self.strides or min(sizes) < 1:
-            raise ValueError(f"every size of a codec must be at least 1, got {self}")
+        most = dict(sample_rate=10**6, n_filters=4096, dimension=2**16, n_q=256, card=2**20, kernel_size=1023,
+                    residual_kernel_size=1023, lstm_layers=64)                  # wide enough for any codec we know
+        for name, limit in most.items():
+            value = whole_number(getattr(self, name), name, int(name != "lstm_layers"), limit)
+            object.__setattr__(self, name, value)
+        if not isinstance(self.strides, (list, tuple)) or not 1 <= len(self.strides) <= 16:
+            raise ValueError(f"strides must be a list of 1 to 16 whole numbers, got {str(self.strides)[:80]}")
+        strides = tuple(whole_number(s, "a stride", 1, 1024) for s in self.strides)     # JSON gives lists
+        object.__setattr__(self, "strides", strides)
+        if self.hop_length > 2**20 or self.n_filters * 2 ** len(strides) > 2**17:
+            raise ValueError("a codec may have a hop of at most 2^20 samples and at most 2^17 channels, got "
+                             f"{self.hop_length} and {self.n_filters * 2 ** len(strides)}")
         if self.norm not in ("layer", "weight", "none"):
-            raise ValueError(f"norm must be 'layer', 'weight' or 'none', got {self.norm!r}")
+            raise ValueError(f"norm must be 'layer', 'weight' or 'none', got {str(self.norm)[:80]!r}")
 
     @property
     def hop_length(self) -> int: return math.prod(self.strides)                   # H, samples per frame

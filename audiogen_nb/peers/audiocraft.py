@@ -8,12 +8,14 @@ __all__ = ['TEXT', 'LICENCE', 'lm_config', 'codec_config', 'audiocraft_map', 'Na
 
 # %% ../../nbs/peers/audiocraft.ipynb #0d711542
 import json
+import re
 import sys
 from dataclasses import fields
 from pathlib import Path
 
 import torch
 
+from ..arguments import whole_number
 from ..codec.seanet import CodecConfig
 from ..engine.linear import empty_lm, fill_lm, precision
 from ..files import new_folder
@@ -23,7 +25,7 @@ from .audiocraft_codec import codec_from_audiocraft, codec_to_audiocraft
 from .pickles import (
     Checkpoint, TensorMap, gather_tensors, read_checkpoint, release_pages, scatter_tensors, setting, trimming)
 from ..sampling.request import Generation
-from ..text.hf import HFTextEncoder
+from ..text.hf import HFTextEncoder, pinned_revision
 from ..text.encoders import TextEncoder
 
 
@@ -94,6 +96,7 @@ def lm_config(
         raise ValueError("this checkpoint has no cross-attention to a description; pass one of AudioGen's")
     sizes = {name: _int(config, f"transformer_lm.{theirs}") for name, theirs in
              dict(n_q="n_q", card="card", dim="dim", n_layers="num_layers", n_heads="num_heads").items()}
+    whole_number(sizes["n_q"], "n_q", 1, 256)
     pattern, usual = setting(config, "codebooks_pattern.modeling", "delay"), list(range(sizes["n_q"]))
     delays = setting(config, "codebooks_pattern.delay.delays", usual) if pattern == "delay" else usual
     if pattern not in ("delay", "parallel") or delays != usual:
@@ -214,7 +217,7 @@ class NamedTextEncoder(TextEncoder):
 
     def save(self, folder: str | Path) -> Path:
         # the name is enough
-        return self.loaded().save(folder) if Path(self.name).is_dir() else HFTextEncoder.save(self, folder)
+        return HFTextEncoder.save(self, folder) if pinned_revision(self.name) else self.loaded().save(folder)
 
 # %% ../../nbs/peers/audiocraft.ipynb #a2df957e
 def _check_width(encoder, width):
@@ -230,12 +233,13 @@ def _text_encoder(given, name, width):
     if isinstance(given, TextEncoder):
         return _check_width(given, width)
     if given is not None and not isinstance(given, (str, Path)):
-        raise TypeError(
-            f"text_encoder must be a TextEncoder, a name, a folder or None, got {type(given).__name__}"
-        )
-    name = given or name
-    if not name:
+        raise TypeError(f"text_encoder must be a TextEncoder, a name, a folder or None, got {type(given).__name__}")
+    if not (given or name):
         raise ValueError("this checkpoint does not name its text encoder; pass text_encoder=")
+    if not given and not re.fullmatch(r"(google-t5/)?t5-\w+|google/(flan-t5|t5-v1_1)-\w+", str(name)):
+        raise ValueError(f"this checkpoint names the text encoder {str(name)[:200]!r}, which is not one of Google's "
+                         "T5 models; pass text_encoder= yourself if you trust it")
+    name = given or name
     if str(name).startswith((".", "/", "~")) and not Path(name).is_dir():
         raise FileNotFoundError(f"there is no folder {name} with a text encoder")
     return NamedTextEncoder(str(name), width)
@@ -293,7 +297,7 @@ def _generation(config):
         top_k=setting(config, "generate.lm.top_k", 250),
         top_p=setting(config, "generate.lm.top_p", 0.0),
         duration=min(5.0, window),
-        extend_stride=2.0,
+        extend_stride=2.0 if window > 2 else None,
     )
     return Generation(**{k: v for k, v in settings.items() if k in {f.name for f in fields(Generation)}})
 

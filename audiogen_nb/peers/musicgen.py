@@ -6,7 +6,6 @@
 __all__ = ['musicgen_map', 'codec_name', 'configs_from_musicgen', 'read_musicgen', 'save_musicgen']
 
 # %% ../../nbs/peers/musicgen.ipynb #e45a7530
-import json
 import re
 import sys
 from pathlib import Path
@@ -17,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from ..codec.seanet import CodecConfig
 from ..engine.linear import empty_lm, fill_lm, precision
-from ..files import new_folder
+from ..engine.trust import inside, stored_tensors
+from ..files import new_folder, read_json
 from ..hub import Parts, model_folder
 from ..lm.transformer import LMConfig
 from .audiocraft_codec import codec_from_audiocraft, codec_to_audiocraft
@@ -179,31 +179,36 @@ def _config(folder):
     "The configuration, if it is one of MusicGen's"
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is not a model of transformers: config.json is missing")
-    try:
-        kind = json.loads((folder / "config.json").read_text()).get("model_type")
-    except (ValueError, AttributeError) as e:
-        raise ValueError(f"{folder / 'config.json'} cannot be read ({e})") from None
+    kind = read_json(inside(folder, "config.json", "the layout")).get("model_type")
     if kind != "musicgen":
-        raise ValueError(f"{folder} holds a model of type {kind!r}, not 'musicgen'")
-    return _transformers().MusicgenConfig.from_pretrained(folder)
+        raise ValueError(f"{folder} holds a model of type {str(kind)[:80]!r}, not 'musicgen'")
+    try:
+        return _transformers().MusicgenConfig.from_pretrained(folder)
+    except Exception as e:                      # whatever odd values make the library stumble over
+        raise ValueError(f"cannot use {folder / 'config.json'} ({_reason(e)})") from e
+
+def _reason(e):
+    "The first line of an error"
+    return (str(e) or type(e).__name__).strip().splitlines()[0][:200]
 
 # %% ../../nbs/peers/musicgen.ipynb #6eb24f82
 def _read_state(folder):
     "Weights by name, from one file or several; positions are computed, not read"
     index = folder / "model.safetensors.index.json"
-    files = (
-        sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        if index.is_file()
-        else ["model.safetensors"]
-    )
-    state = {}
-    for file in files:
-        if not (folder / file).is_file():
-            raise FileNotFoundError(f"{folder} is not a complete model: {file} is missing")
+    files, state = ["model.safetensors"], {}
+    if index.is_file():
+        names = read_json(inside(folder, index.name, "the layout")).get("weight_map")
+        if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+            raise ValueError(f"{index} has no weight_map from tensors to files")
+        files = sorted(set(names.values()))
+    files = [inside(folder, file, index.name) for file in files]
+    for path in files:
+        stored_tensors(path)                    # all headers, before the first of the weights
+    for path in files:
         try:
-            state |= load_file(folder / file)
+            state |= load_file(path)
         except (SafetensorError, OSError) as e:
-            raise ValueError(f"{folder / file} is damaged ({e}); download or copy it again") from None
+            raise ValueError(f"{path} is damaged ({e}); download or copy it again") from None
     return {k: v for k, v in state.items() if not k.endswith("embed_positions.weights")}
 
 # %% ../../nbs/peers/musicgen.ipynb #d381bf16
@@ -238,16 +243,25 @@ def _text_encoder(folder, settings, state):
     # else an empty one is made up
     if not any((folder / file).is_file() for file in ("tokenizer.json", "spiece.model")):
         raise FileNotFoundError(f"{folder} has no tokenizer; pass text_encoder=")
-    tokenizer = auto.AutoTokenizer.from_pretrained(folder)
+    for path in folder.iterdir():
+        if path.is_symlink():
+            inside(folder, path.name, "the layout")
     weights = {k.removeprefix("text_encoder."): v for k, v in state.items() if k.startswith("text_encoder.")}
-    with torch.device("meta"):
-        model = auto.T5EncoderModel(settings.text_encoder)
+    if not 1 <= getattr(settings.text_encoder, "num_layers", 0) <= len(weights):
+        raise ValueError(f"{folder} has a text encoder of other layers than its config.json; pass text_encoder=")
     # one table under two names
     weights.setdefault("encoder.embed_tokens.weight", weights.get("shared.weight"))
-    if set(weights) != set(model.state_dict()):
-        raise ValueError(f"{folder} has an incomplete text encoder; pass text_encoder=")
-    model.load_state_dict(weights, assign=True)
-    return HFTextEncoder(model.float(), tokenizer)
+    try:
+        tokenizer = auto.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        with torch.device("meta"):
+            model = auto.T5EncoderModel(settings.text_encoder)
+        shapes = {name: value.shape for name, value in model.state_dict().items()}
+        if {name: getattr(value, "shape", None) for name, value in weights.items()} == shapes:
+            model.load_state_dict(weights, assign=True)
+            return HFTextEncoder(model.float(), tokenizer)
+    except Exception as e:                      # an odd tokenizer, odd settings
+        raise ValueError(f"{folder} has no usable text encoder ({_reason(e)}); pass text_encoder=") from e
+    raise ValueError(f"{folder} has an incomplete text encoder; pass text_encoder=")
 
 # %% ../../nbs/peers/musicgen.ipynb #ce41c949
 def save_musicgen(

@@ -19,6 +19,10 @@ from ..arguments import real_number, whole_number
 from .choosing import check_sampling
 
 # %% ../../nbs/engine/request.ipynb #e937113b
+_DAY = 86_400.0                         # s; no sound is longer
+_LIMITS = [("duration", 0.001, _DAY), ("max_duration", 0.001, _DAY), ("guidance_scale", 0, 1000),
+           ("temperature", 0.001, 1000), ("top_p", 0, 1), ("longest", 0.001, _DAY), ("extend_stride", 0, _DAY)]
+
 @dataclass(frozen=True)
 class Generation:
     "Default settings and limits of a model's generation"
@@ -32,6 +36,10 @@ class Generation:
     extend_stride: float | None = None  # s of new sound in each further window; None is half a window
 
     def __post_init__(self):
+        for name, least, most in _LIMITS:
+            if getattr(self, name) is not None or name not in ("longest", "extend_stride"):
+                object.__setattr__(self, name, real_number(getattr(self, name), name, least, most))
+        object.__setattr__(self, "top_k", whole_number(self.top_k, "top_k", 0, 2**31))
         if self.extend_stride is not None and not 0 < self.extend_stride < self.max_duration:
             raise ValueError(
                 f"extend_stride must lie between 0 and max_duration = {self.max_duration} s, got {self.extend_stride}"

@@ -30,7 +30,7 @@ from ..sound import fade, fit_length, save_audio
 from .codec_step import (Adversary, check_clips, codec_batch, rebuild, reconstruction_losses,
                                           start_codebooks)
 from .loop import (
-    load_checkpoint, run_steps, step_generator, update_average, warmup_constant, warmup_cosine)
+    load_checkpoint, locks_folder, run_steps, step_generator, update_average, warmup_constant, warmup_cosine)
 from .runs import read_config, read_settings, record_recipe, training_clips
 from .tokens import clips_fingerprint
 
@@ -297,6 +297,7 @@ def fit_codec(
     return log
 
 # %% ../../nbs/engine/codec_training.ipynb #cc64da85
+@locks_folder
 @leaves_no_trace()
 def fit_codec_from_config(
     config_path: str | Path, # JSON: {"codec": preset name, "data": {...}, "training": {...}}

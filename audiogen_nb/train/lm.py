@@ -30,7 +30,7 @@ from ..text.captions import CachedTextEncoder
 from ..text.encoders import TextEncoder, drop_text
 from ..text.hf import load_text_encoder
 from .lm_step import blur_text, lm_loss
-from .loop import load_checkpoint, run_steps, step_generator, warmup_cosine
+from .loop import load_checkpoint, locks_folder, run_steps, step_generator, warmup_cosine
 from .runs import read_config, read_recipe, read_settings, record_recipe, training_clips
 from .tokens import TokenCache, cached_tokens, check_captions
 
@@ -161,6 +161,7 @@ def _optimizer(lm, s):
     return trained, torch.optim.AdamW(groups, s.learning_rate, betas=(0.9, 0.95))
 
 # %% ../../nbs/engine/lm_training.ipynb #70e2a879
+@locks_folder
 @leaves_no_trace()
 def fit_lm_from_config(
     config_path: (

@@ -4,18 +4,22 @@
 
 # %% auto #0
 __all__ = ['step_generator', 'warmup_cosine', 'warmup_constant', 'update_average', 'save_checkpoint', 'load_checkpoint',
-           'read_log', 'plot_log', 'log_html', 'LiveView', 'Reports', 'run_steps']
+           'read_log', 'plot_log', 'log_html', 'LiveView', 'Reports', 'run_lock', 'locks_folder', 'run_steps']
 
 # %% ../../nbs/engine/training_loop.ipynb #6539a1ea
 import base64
+import functools
+import inspect
 import io
 import json
 import math
 import os
+import shutil
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,8 +27,14 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+try:
+    import fcntl
+except ImportError:                                    # Windows
+    import msvcrt
+    fcntl = None
+
 from ..engine.processes import mean_over_processes, rank
-from ..files import atomic_path
+from ..files import atomic_path, sweep_stale
 
 # %% ../../nbs/engine/training_loop.ipynb #ebf816e0
 def step_generator(
@@ -128,11 +138,15 @@ def read_log(
 ) -> list[dict[str, float]]: # one dictionary a step; empty if nothing was logged
     "The figures a run has logged so far; a last line cut short by a crash is dropped"
     path, rows = Path(folder) / "log.jsonl", []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            break
+        rows.append(row)
     return rows
 
 # %% ../../nbs/engine/training_loop.ipynb #c41e64f7
@@ -245,7 +259,82 @@ class Reports:
         for thing in filter(None, (self.bar, self.board, self.file)):
             thing.close()
 
+# %% ../../nbs/engine/training_loop.ipynb #b6ad8991
+@contextmanager
+def run_lock(
+    folder: str | Path, # of a run; made if it is not there
+) -> Iterator[None]:
+    "Hold the folder of a run; another process or thread that asks for it is refused as long as this one lives"
+    folder, me = Path(folder).resolve(), (os.getpid(), threading.get_ident())
+    together = int(os.environ.get("WORLD_SIZE") or 1) > 1
+    if _HELD.get(folder) == me or (int(os.environ.get("RANK") or 0) if together else rank()) > 0:
+        yield
+        return
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = _take(folder)
+    _HELD[folder] = me
+    try:
+        yield
+    finally:
+        del _HELD[folder]
+        _release(folder / ".lock", handle)
+        for place in made:                             # refused before anything was written
+            with suppress(OSError):
+                place.rmdir()
+
+_HELD = {}                                             # folder: (process, thread)
+
+# %% ../../nbs/engine/training_loop.ipynb #af093299
+def _take(folder):
+    "Lock the file of a folder; the handle"
+    while True:
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _lock(handle)
+        except (BlockingIOError, PermissionError):
+            owner = os.read(handle, 20).decode(errors="replace").strip() or "unknown"
+            os.close(handle)
+            raise FileExistsError(f"{folder} is in use: the process {owner} is training there; wait until it ends, "
+                                  "or choose another folder") from None
+        except OSError:                                # a file system without locks
+            return handle
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(handle), os.stat(folder / ".lock")):
+                os.ftruncate(handle, 0), os.write(handle, str(os.getpid()).encode())
+                return handle
+        os.close(handle)                               # the one before has just ended, and its file is gone
+
+def _lock(handle):
+    "Ask for the lock without waiting for it"
+    if fcntl:
+        return fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.lseek(handle, 1000, os.SEEK_SET)                # Windows: one byte beyond what is written
+    msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+    os.lseek(handle, 0, os.SEEK_SET)
+
+def _release(path, handle):
+    "Remove the file while it is locked; Windows removes it afterwards"
+    with suppress(OSError):
+        path.unlink()
+    os.close(handle)
+    if not fcntl:
+        with suppress(OSError):
+            path.unlink()
+
+# %% ../../nbs/engine/training_loop.ipynb #928f0fef
+def locks_folder(
+    fit: Callable, # with an argument `folder`
+) -> Callable: # the same, holding the folder while it runs
+    "Decorate a training, so that no other one runs in its folder"
+    @functools.wraps(fit)
+    def alone(*args, **settings):
+        with run_lock(inspect.signature(fit).bind(*args, **settings).arguments["folder"]):
+            return fit(*args, **settings)
+    return alone
+
 # %% ../../nbs/engine/training_loop.ipynb #cdb2fb9d
+@locks_folder
 def run_steps(
     step: Callable[[int], dict[str, float]], # does step n, returns figures to log
     parts: dict[str, object], # what a checkpoint holds
@@ -264,12 +353,11 @@ def run_steps(
             f"checkpoint_every and sample_every must be at least 1 step, got {checkpoint_every} and {sample_every}"
         )
     folder, writes = Path(folder), rank() == 0
-    folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.pt"
     saved = load_checkpoint(checkpoint, parts) if checkpoint.exists() else 0
     log = read_log(folder)[:saved]
     if writes:
-        _sweep(folder)
+        folder.mkdir(parents=True, exist_ok=True), _sweep(folder)
     reports = Reports(folder, log, n_steps, progress, tensorboard) if writes else None
     try:
         for n in range(saved, n_steps):
@@ -299,9 +387,10 @@ def run_steps(
 # %% ../../nbs/engine/training_loop.ipynb #5e1b12cb
 def _sweep(folder):
     "Remove what a process left that was killed while writing"
-    for name in ("checkpoint.pt", "log.jsonl", "recipe.json"):
-        for stale in folder.glob(f".{name}.*.part"):
-            stale.unlink(missing_ok=True)
+    for place in (folder, *(p for p in folder.iterdir() if p.is_dir() and not p.is_symlink())):
+        sweep_stale(place, 0)                            # the lock tells that nobody else is writing here
+    for stale in folder.glob(".adapter.????????"):
+        shutil.rmtree(stale, ignore_errors=True)
 
 # %% ../../nbs/engine/training_loop.ipynb #adba91a5
 def _check_finite(row):

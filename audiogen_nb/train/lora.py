@@ -7,8 +7,8 @@ __all__ = ['LoRATraining', 'adapters', 'fit_lora', 'merge_lora']
 
 # %% ../../nbs/labs/own_sounds.ipynb #9070a984
 import copy
-import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,10 +17,13 @@ from pathlib import Path
 import torch
 
 from ..pipeline import AudioGen
+from ..arguments import real_number, whole_number
 from ..data.clips import Clip
 from ..engine.linear import precision
-from ..files import new_folder
+from ..engine.trust import inside, stored_tensors
+from ..files import new_folder, read_json
 from .lm import LMTraining, fit_lm
+from .loop import locks_folder
 from .runs import read_recipe, record_recipe
 from .tokens import cached_tokens, check_captions
 from ..text.encoders import optional_import
@@ -82,6 +85,7 @@ def _float32(model):
     return model.lm
 
 # %% ../../nbs/labs/own_sounds.ipynb #3c68ccad
+@locks_folder
 def fit_lora(
     model: AudioGen, # to start from; as it was when this returns
     clips: Sequence[Clip], # your own sounds with captions, e.g. a `SoundFolder`
@@ -136,24 +140,49 @@ def merge_lora(
             raise FileNotFoundError(
                 f"{adapter} holds no adapters: {name} is missing; pass the folder `adapter` of a run"
             )
+    rank, alpha, layers = _check_adapter(model, adapter)
+    config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers)     # nothing else of what the file says
     merged = copy.copy(model)
-    _float32(model)
     try:
-        adapted = peft.PeftModel.from_pretrained(copy.deepcopy(model.lm), adapter)
+        adapted = peft.PeftModel.from_pretrained(copy.deepcopy(model.lm), adapter, config=config)
         for module in adapted.modules():
             if hasattr(module, "scale_layer"):
                 module.scale_layer(scale)
         merged.lm = adapted.merge_and_unload().eval()
-    except (RuntimeError, ValueError, KeyError) as e:
-        why = str(e).splitlines()[0]
-        raise ValueError(f"the adapters in {adapter} do not fit this language model ({why})") from e
+    except ImportError:
+        raise
+    except Exception as e:                      # whatever odd settings make peft stumble over
+        reason = (str(e) or type(e).__name__).strip().splitlines()[0][:200]
+        raise ValueError(f"the adapters in {adapter} do not fit this language model ({reason})") from e
     wanted = dict(model.lm.named_parameters())
     for name, p in merged.lm.named_parameters():
         p.requires_grad_(wanted[name].requires_grad)
-    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     recipe = {"recipe": read_recipe(adapter.parent)} if (adapter.parent / "recipe.json").is_file() else {}
     merged.provenance = {
         **model.provenance,
-        "lora": {"rank": settings["r"], "alpha": settings["lora_alpha"], "scale": scale, **recipe},
+        "lora": {"rank": rank, "alpha": alpha, "scale": scale, **recipe},
     }
     return merged
+
+# %% ../../nbs/labs/own_sounds.ipynb #166ae465
+def _check_adapter(model, adapter):
+    "The settings of saved adapters; refused if they ask for more than their file holds"
+    names = "adapter_config.json", "adapter_model.safetensors"
+    config, weights = (inside(adapter, name, "the layout") for name in names)
+    settings, stored, shapes = read_json(config), stored_tensors(weights), dict(_float32(model).named_parameters())
+    rank = settings.get("r")
+    whole_number(rank, f"r in {config}", 1, 4096), real_number(settings.get("lora_alpha"), f"lora_alpha in {config}")
+    if settings.get("peft_type") != "LORA":
+        raise ValueError(f"{config} is not of adapters that `fit_lora` made")
+    odd = [name for name in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save",
+                             "fan_in_fan_out") if settings.get(name)]
+    if odd:
+        raise ValueError(f"{config} uses {odd[0]}, which is not supported; train the adapters with `fit_lora`")
+    layers = set()
+    for name, part in stored.items():
+        layer = re.sub(r"^base_model\.model\.|\.lora_[AB]\.weight$", "", name) + ".weight"
+        wide = shapes[layer].shape if layer in shapes else (0, 0)
+        if part.shape != ((rank, wide[1]) if ".lora_A." in name else (wide[0], rank)):
+            raise ValueError(f"the adapters in {adapter} do not fit this language model (e.g. {name[:200]})")
+        layers.add(layer.removesuffix(".weight"))
+    return rank, settings["lora_alpha"], sorted(layers)

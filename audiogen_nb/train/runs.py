@@ -62,9 +62,9 @@ def read_recipe(
     try:
         recipe = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as e:
-        raise ValueError(f"{path} is damaged ({e}); the recipe of a run is a list in JSON") from e
-    if not (isinstance(recipe, list) and recipe and all(isinstance(stage, dict) for stage in recipe)):
-        raise ValueError(f"{path} must hold a list of configurations")
+        raise ValueError(f"{path} is damaged ({str(e)[:200]})") from e
+    if not isinstance(recipe, list) or not recipe or not all(isinstance(config, dict) for config in recipe):
+        raise ValueError(f"{path} is damaged: it must hold a list of configurations")
     return recipe
 
 # %% ../../nbs/engine/runs.ipynb #6570d76a
