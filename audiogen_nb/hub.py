@@ -116,7 +116,7 @@ def make_card(
         about = about or f"Read from `{source}` ({provenance.get('format', 'a model of the hub')})."
     if not licence or str(licence).startswith("not stated"):
         licence = f"{licence or 'not stated'}. Ask its makers before you pass the model on."
-    rows = [f"# {title or (f'{source} in the layout of audiogen_nb' if source else 'An AudioGen model')}", about,
+    rows = [f"# {title or source or 'An AudioGen model'}", about,
             f"Text to {g.max_duration:g} s of {c.sample_rate / 1000:g} kHz mono audio.",
             f"| part | |\n|---|---|\n| codec | {millions(c)}, hop {c.hop_length}, {c.frame_rate:g} frames/s, {c.n_q} streams "
             f"of {c.card} codes, {c.bit_rate / 1000:g} kbit/s |\n| language model | {millions(l)}, {l.config.dim} wide, "
