@@ -100,6 +100,11 @@ def _head(licence, **more):
     return {**_hub_licence(licence), "library_name": "audiogen_nb", "pipeline_tag": "text-to-audio", "language": "en",
             "tags": ["audiogen", "text-to-audio"], **more}
 
+def _base(provenance):
+    "The model of the hub that a model comes from, if there is one"
+    source = str(provenance.get("source"))
+    return {"base_model": source} if re.fullmatch(r"[\w.-]+/[\w.-]+", source) else {}
+
 # %% ../nbs/engine/hub.ipynb #ab58801f
 def make_card(
     parts: Parts,
@@ -123,14 +128,14 @@ def make_card(
             f"{l.config.n_layers} layers, {l.config.pattern} layout |\n| text | {text}, {l.config.text_dim} wide |",
             f"## Licence\n\n{licence[0].upper()}{licence[1:]}" if isinstance(licence, str) else f"## Licence\n\n{licence}",
             f"## How it was made\n\n```json\n{json.dumps(provenance, indent=1)}\n```" if provenance else "", credits]
-    base = {"base_model": source} if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) else {}
-    return _join_card(_head(provenance.get("licence"), **base), "\n\n".join(filter(None, rows)) + "\n")
+    return _join_card(_head(provenance.get("licence"), **_base(provenance)), "\n\n".join(filter(None, rows)) + "\n")
 
 # %% ../nbs/engine/hub.ipynb #5c28394f
 def derived_card(
     parts: Parts, # of the model that another one is made from
     title: str, # of the other's card; {} stands for the title of the first
     text: str, # Markdown, what was done
+    licence: str | None = None, # of the other; None: that of the first
     **head, # what changes in the YAML at the head, such as license or library_name
 ) -> str: # Markdown
     "The card of a model that is made from another one: what was done, then the card of that one with all its credits"
@@ -138,9 +143,9 @@ def derived_card(
     name = re.match(r"\s*# +(.+)", body)
     body = body[name.end():].strip() if name else body.strip()
     name = name[1].strip() if name else "An AudioGen model"
-    head = {**_head(parts.provenance.get("licence")), **old, **head}
-    if "license" in head and head["license"] != "other":
-        head.pop("license_name", None)
+    head = {**_head(parts.provenance.get("licence")), **old, **_base(parts.provenance), **head}
+    if licence is not None:
+        head = {k: v for k, v in head.items() if not k.startswith("license")} | _hub_licence(licence)
     return _join_card(head, f"# {title.format(name)}\n\n{text}\n\n## What it was made from: {name}\n\n{body}\n")
 
 # %% ../nbs/engine/hub.ipynb #cfcf0adb

@@ -106,7 +106,8 @@ PACKAGES = {
     "tuxpaint-stamps-default": Package("usr/share/tuxpaint/stamps", ("",),
         "GPL-2, the Tux Paint contributors"),
     "sonic-pi-samples": Package("usr/share/sonic-pi/samples", ("",),
-        "CC0 1.0, freesound.org contributors, collected for Sonic Pi"),
+        "CC0 1.0, freesound.org contributors, collected for Sonic Pi; "
+        "35 of the 165 stand under the MIT licence (2016, Samuel Aaron) in Debian's copyright file"),
 }
 _SOUND_SUFFIXES = (".wav", ".ogg", ".flac", ".mp3", ".cat")
 
@@ -265,7 +266,7 @@ def read_recordings(
                                 f"that holds {', '.join(PACKAGES)}")
     files = [p for package in packages for p in sorted((root / package).rglob("*")) if p.is_file()]
     files = [(str(p), p.stat().st_size) for p in files]
-    key = json.dumps([3, sample_rate, str(root.resolve()), files, _TABLE.read_text("utf-8")])
+    key = json.dumps([4, sample_rate, str(root.resolve()), files, _TABLE.read_text("utf-8")])
     stem = cache_dir() / f"recordings-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if not stem.with_suffix(".jsonl").exists():
         problems: dict[str, list[str]] = {}

@@ -23,7 +23,8 @@ def _write_card(model, folder, kind, layout, weights, path):
     parts = model.parts._replace(provenance=with_card(model.provenance, folder))
     library = {"musicgen": "transformers"}.get(layout, layout)
     done = f"Converted by `audiogen-nb convert` from the layout of {_NAMES[kind]} to that of {_NAMES[layout]}, weights as {weights}."
-    path.write_text(derived_card(parts, "{}, in the layout of " + _NAMES[layout], done, library_name=library), encoding="utf-8")
+    card = derived_card(parts, "{}, in the layout of " + _NAMES[layout], done, library_name=library)
+    path.write_text(card, encoding="utf-8")
 
 # %% ../../nbs/peers/convert.ipynb #f8e3148b
 def convert(

@@ -21,6 +21,8 @@ import torch
 from ..pipeline import AudioGen
 from ..data.clips import Clip
 from ..engine.linear import precision
+from ..files import read_json
+from ..hub import derived_card
 from .lm import LMTraining, fit_lm
 from .tokens import TokenCache, make_tokens
 from ..text.encoders import optional_import
@@ -106,17 +108,18 @@ def fit_lora(
     )
     with adapters(model, settings) as adapted:
         log = fit_lm(model.lm, tokens, model.text_encoder, settings, folder, judged, progress=progress)
-        _save(adapted, folder / "adapter")
+        _save(adapted, folder / "adapter", {"clips": len(clips), "steps": len(log)})
     return log
 
 # %% ../../nbs/labs/own_sounds.ipynb #f8664801
-def _save(adapted, folder):
+def _save(adapted, folder, training):
     "Write adapters under another name, then rename; an older set is replaced"
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".adapter."))
     try:
         adapted.save_pretrained(temporary)
         (temporary / "README.md").unlink(missing_ok=True)                              # an empty form
         shutil.rmtree(folder, ignore_errors=True)
+        (temporary / "training.json").write_text(json.dumps(training) + "\n", encoding="utf-8")     # for the model card
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -155,9 +158,21 @@ def merge_lora(
     wanted = dict(model.lm.named_parameters())
     for name, p in merged.lm.named_parameters():
         p.requires_grad_(wanted[name].requires_grad)
-    settings = json.loads((adapter / "adapter_config.json").read_text())
-    merged.provenance = {
-        **model.provenance,
-        "lora": {"rank": settings["r"], "alpha": settings["lora_alpha"], "scale": scale},
-    }
+    merged.provenance = _with_lora(model, adapter, scale)
     return merged
+
+# %% ../../nbs/labs/own_sounds.ipynb #28125a7b
+def _with_lora(model, adapter, scale):
+    "The provenance of a merged model, with its card: what was added, and all that the base model's card says"
+    settings, old, training = read_json(adapter / "adapter_config.json"), model.provenance, {}
+    if (adapter / "training.json").is_file():
+        training = read_json(adapter / "training.json")
+    lora = {"rank": settings["r"], "alpha": settings["lora_alpha"], "scale": scale, **training}
+    licence = f"{old.get('licence') or 'not stated'}; of the sounds that it was adapted to: not stated"
+    text = (f"The language model of the one described below was adapted to {training.get('clips', 'some')} clips of its "
+            f"maker's own in {training.get('steps', 'some')} steps of training (LoRA of rank {lora['rank']}, alpha "
+            f"{lora['alpha']:g}, added at scale {scale:g}). The licence of these clips is not stated; it follows from them. "
+            "Codec and text encoder are the old ones, and all that is said below of makers and licences still holds.")
+    before = [*old.get("lora_before", []), old["lora"]] if "lora" in old else []
+    return {**old, "licence": licence, "lora": lora, **({"lora_before": before} if before else {}),
+            "card": derived_card(model.parts, "{}, adapted to sounds of its maker's own", text, licence)}
