@@ -113,20 +113,20 @@ def make_card(
     credits: str = "", # Markdown, who made what it was trained on
 ) -> str: # Markdown, beginning with the hub's YAML
     "The card of a model, from its own settings and provenance"
-    c, l, g, provenance = parts.codec, parts.lm, parts.generation, {k: v for k, v in parts.provenance.items() if k != "card"}
-    licence, source = provenance.get("licence"), provenance.get("source")
+    c, l, provenance = parts.codec, parts.lm, {k: v for k, v in parts.provenance.items() if k != "card"}
+    licence, source = str(provenance.get("licence") or "not stated"), provenance.get("source")
     millions = lambda part: f"{sum(p.numel() for p in part.parameters()) / 1e6:.1f} M parameters"
     text = getattr(parts.text_encoder, "name", None) or type(parts.text_encoder).__name__
     if source:
         about = about or f"Read from `{source}` ({provenance.get('format', 'a model of the hub')})."
-    if not licence or str(licence).startswith("not stated"):
-        licence = f"{licence or 'not stated'}. Ask its makers before you pass the model on."
+    if licence.startswith("not stated"):
+        licence = f"{licence}. Ask its makers before you pass the model on."
     rows = [f"# {title or source or 'An AudioGen model'}", about,
-            f"Text to {g.max_duration:g} s of {c.sample_rate / 1000:g} kHz mono audio.",
-            f"| part | |\n|---|---|\n| codec | {millions(c)}, hop {c.hop_length}, {c.frame_rate:g} frames/s, {c.n_q} streams "
-            f"of {c.card} codes, {c.bit_rate / 1000:g} kbit/s |\n| language model | {millions(l)}, {l.config.dim} wide, "
-            f"{l.config.n_layers} layers, {l.config.pattern} layout |\n| text | {text}, {l.config.text_dim} wide |",
-            f"## Licence\n\n{licence[0].upper()}{licence[1:]}" if isinstance(licence, str) else f"## Licence\n\n{licence}",
+            f"Text to {parts.generation.max_duration:g} s of {c.sample_rate / 1000:g} kHz mono audio.",
+            f"| part | |\n|---|---|\n| codec | {millions(c)}, hop {c.hop_length}, {c.frame_rate:g} frames/s, "
+            f"{c.n_q} streams of {c.card} codes, {c.bit_rate / 1000:g} kbit/s |\n"
+            f"| language model | {millions(l)}, {l.config.dim} wide, {l.config.n_layers} layers, {l.config.pattern} layout |\n"
+            f"| text | {text}, {l.config.text_dim} wide |", f"## Licence\n\n{licence[0].upper()}{licence[1:]}",
             f"## How it was made\n\n```json\n{json.dumps(provenance, indent=1)}\n```" if provenance else "", credits]
     return _join_card(_head(provenance.get("licence"), **_base(provenance)), "\n\n".join(filter(None, rows)) + "\n")
 
@@ -208,8 +208,8 @@ def _check_place(folder, exist_ok):
     except ValueError:
         others = sorted(names) or ["folders"]
     if others:
-        raise FileExistsError(f"{folder} holds other things than a model ({', '.join(others[:3])}), which would be lost; "
-                              "choose another name, or move them first")
+        raise FileExistsError(f"{folder} holds other things than a model ({', '.join(others[:3])}), which would be "
+                              "lost; choose another name, or move them first")
 
 # %% ../nbs/engine/hub.ipynb #cbee3871
 def _load_weights(module, path):
@@ -306,7 +306,7 @@ AUDIOCRAFT_FILES = ("state_dict.bin", "compression_state_dict.bin")      # langu
 # %% ../nbs/engine/hub.ipynb #8655a7dc
 def model_folder(
     name: str | Path, # "pocket", a folder, or a hub id "owner/name"
-    files: tuple[str, ...] | None = None,  # what to fetch of a hub id, patterns are allowed; None: what its layout needs
+    files: tuple[str, ...] | None = None,  # what to fetch of a hub id, or patterns; None: what its layout needs
     revision: str | None = None, # branch, tag or commit of a hub id; None is its main branch
     token: str | bool | None = None, # for the hub; None: the one of a login, if there is one
     cache_dir: str | Path | None = None, # where the hub's files are kept; None: where its other users keep them
@@ -319,7 +319,7 @@ def model_folder(
             warnings.warn(f"revision is of no effect: {name} is a folder here, not a model of the hub", stacklevel=2)
         return _with_a_model(folder)
     if folder.is_file():
-        raise ValueError(f"{name} is a file, and a model is a folder: pass the folder that holds config.json and the weights")
+        raise ValueError(f"{name} is a file, and a model is a folder: pass the one that holds config.json and the weights")
     if str(name).count("/") != 1 or str(name).startswith((".", "/", "~")) or str(name).endswith("/"):
         raise FileNotFoundError(
             f"no model {str(name)!r}: there is no folder of that name; pass 'pocket' (bundled), an existing "
@@ -385,8 +385,8 @@ def _of_the_hub(name, files, hub, local_files_only):
         raise told from e
     missing = [file for file in needed if not (folder / file).is_file()]
     if missing and (offline or local_files_only):
-        raise FileNotFoundError(f"the copy of {where} in the cache is not complete, {', '.join(missing)} is missing; load it "
-                                "once with a network and without local_files_only")
+        raise FileNotFoundError(f"the copy of {where} in the cache is not complete, {', '.join(missing)} is missing; "
+                                "load it once with a network and without local_files_only")
     if missing:
         raise FileNotFoundError(f"{where} is not complete on the hub: {', '.join(missing)} is missing")
     if offline and not offline.wanted:
@@ -417,9 +417,10 @@ def _told(where, name, e):
     if kind("GatedRepoError"):
         return FileNotFoundError(f"{where} is gated: accept its terms on its page, huggingface.co/{name}, and {log_in}")
     if kind("RevisionNotFoundError"):
-        return FileNotFoundError(f"{where} is not on the hub, but {name!r} is: pass a branch, a tag or a commit that it has")
+        return FileNotFoundError(f"{where} is not on the hub, but {name!r} is: pass a branch, a tag or a commit of it")
     if kind("RepositoryNotFoundError"):
-        return FileNotFoundError(f"{where} is neither a folder here nor on the hub, or it is private: check the name, or {log_in}")
+        return FileNotFoundError(f"{where} is neither a folder here nor on the hub, or it is private: check the name, "
+                                 f"or {log_in}")
     if kind("LocalTokenNotFoundError"):
         return FileNotFoundError(f"cannot get {where}: token=True asks for a login, and there is none; {log_in}")
     if kind("HFValidationError"):
@@ -429,9 +430,8 @@ def _told(where, name, e):
     if kind("RemoteEntryNotFoundError"):
         return FileNotFoundError(f"{where} is not complete on the hub: a file that it lists is missing")
     if status:
-        found = _Unreachable(f"the hub answers for {where} with status {status}; that is a fault of the server or too many "
-                             "requests: try again later")
-        return found
+        return _Unreachable(f"the hub answers for {where} with status {status}; that is a fault of the server or too "
+                            "many requests: try again later")
     return _told_of_the_network(where, e, kind)
 
 # %% ../nbs/engine/hub.ipynb #80bf2814
@@ -440,15 +440,17 @@ def _told_of_the_network(where, e, kind):
     if kind("IncompleteSnapshotError"):
         return FileNotFoundError(f"the copy of {where} in the cache is not complete; load it once with a network")
     if kind("OfflineModeIsEnabled", "LocalEntryNotFoundError"):
-        found = _Unreachable(f"{where} is not in the cache, and the network must not be used or is not there; load it once with "
-                             "a network, without HF_HUB_OFFLINE and local_files_only, or pass 'pocket' (bundled) or a folder")
+        found = _Unreachable(f"{where} is not in the cache, and the network must not be used or is not there; load it "
+                             "once with a network, without HF_HUB_OFFLINE and local_files_only, or pass 'pocket' "
+                             "(bundled) or a folder")
         found.wanted = kind("OfflineModeIsEnabled")
         return found
     if isinstance(e, OSError) and e.errno and not isinstance(e, (ConnectionError, TimeoutError)):
         return OSError(f"cannot store {where} in the hub's cache: {e.strerror or e}; make room, or pass cache_dir=")
-    if isinstance(e, OSError) or type(e).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "requests", "urllib3"):
-        return _Unreachable(f"cannot reach the hub for {where} ({type(e).__name__}); check the name and the network, or pass "
-                            "'pocket' (bundled) or a folder")
+    clients = ("httpx", "httpx2", "httpcore", "requests", "urllib3")
+    if isinstance(e, OSError) or type(e).__module__.split(".")[0] in clients:
+        return _Unreachable(f"cannot reach the hub for {where} ({type(e).__name__}); check the name and the network, "
+                            "or pass 'pocket' (bundled) or a folder")
 
 # %% ../nbs/engine/hub.ipynb #f34256c0
 def push_parts(
@@ -520,7 +522,8 @@ class ModelOfParts:
     def save_pretrained(self,
         folder: str | Path, # must not exist yet, unless `exist_ok`
         weights: str = "float32",  # stored precision: "float32", "float16" or "int8"; the codec is never below float16
-        card: str | None = None,  # text of the model card; None: the one it was loaded with, else one made from its provenance
+        card: str | None = None,  # text of the model card; None: the one it was loaded with, else one made from what
+                                  # is known of it
         exist_ok: bool = False, # replace the model in an existing folder, once the new one is whole
     ) -> Path: # the folder
         "Save as a folder that `from_pretrained` reads"

@@ -22,8 +22,9 @@ def _write_card(model, folder, kind, layout, weights, path):
     # a checkpoint in another layout may have a card beside it
     parts = model.parts._replace(provenance=with_card(model.provenance, folder))
     library = {"musicgen": "transformers"}.get(layout, layout)
-    done = f"Converted by `audiogen-nb convert` from the layout of {_NAMES[kind]} to that of {_NAMES[layout]}, weights as {weights}."
-    card = derived_card(parts, "{}, in the layout of " + _NAMES[layout], done, library_name=library)
+    old, new = _NAMES[kind], _NAMES[layout]
+    done = f"Converted by `audiogen-nb convert` from the layout of {old} to that of {new}, weights as {weights}."
+    card = derived_card(parts, "{}, in the layout of " + new, done, library_name=library)
     path.write_text(card, encoding="utf-8")
 
 # %% ../../nbs/peers/convert.ipynb #f8e3148b

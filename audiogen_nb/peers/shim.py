@@ -8,7 +8,7 @@ __all__ = ['AudioCraftStyle']
 # %% ../../nbs/peers/habits.ipynb #6824e32b
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,7 +39,8 @@ class AudioCraftStyle:
         device: str | torch.device | None = None, # None: a GPU if there is one
     ) -> "AudioCraftStyle":
         "Load a model by name"
-        return cls(AudioGen.from_pretrained(name, device or ("cuda" if torch.cuda.is_available() else "cpu")), str(name))
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(AudioGen.from_pretrained(name, device), str(name))
 
     @property
     def sample_rate(self) -> int: return self.model.sample_rate
@@ -96,7 +97,8 @@ def set_generation_params(self: AudioCraftStyle,
 ) -> None:
     "Settings of all generations from now on; what is not passed goes back to its default"
     duration, own = real_number(duration, "duration"), self.model.generation
-    generation = replace(own, extend_stride=real_number(extend_stride, "extend_stride"), longest=max(own.limit, duration))
+    stride = real_number(extend_stride, "extend_stride")
+    generation = replace(own, extend_stride=stride, longest=max(own.limit, duration))
     settings = dict(duration=duration, guidance_scale=cfg_coef, temperature=1.0 if temperature == 0 else temperature,
                     top_k=top_k, top_p=top_p, greedy=not use_sampling or temperature == 0)
     Request(**settings).filled(generation)                       # refused now, and nothing has changed
@@ -156,6 +158,7 @@ def generate_continuation(self: AudioCraftStyle,
     descriptions = [None] * len(prompt) if descriptions is None else descriptions
     if len(descriptions) != len(prompt):
         raise ValueError(f"got {len(prompt)} prompts and {len(descriptions)} descriptions; pass as many of each")
-    prompt, more = resample(prompt.float().mean(1, keepdim=True), prompt_sample_rate, self.sample_rate), _more(self, progress)
+    more, prompt = _more(self, progress), prompt.float().mean(1, keepdim=True)
+    prompt = resample(prompt, prompt_sample_rate, self.sample_rate)
     return _each(descriptions, lambda items, texts, seeds: self.model.continuation(
         prompt[items], self.sample_rate, texts, seed=seeds, **more))

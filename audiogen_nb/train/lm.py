@@ -274,7 +274,8 @@ def what_was_heard(
         toy |= bool(data.get("toy", 0))
     credits = recording_credits(list(clips.values()))
     if gone:
-        credits += "".join(f"\n- Debian package `{name}`: {p.licence}" for name, p in PACKAGES.items() if name not in credits)
+        others = {name: p.licence for name, p in PACKAGES.items() if name not in credits}
+        credits += "".join(f"\n- Debian package `{name}`: {licence}" for name, licence in others.items())
     terms = dict.fromkeys(re.findall(r"`: (.*)", credits))      # a line of a package: its name, its licence
     terms = ", ".join(dict.fromkeys(re.findall(r"CC BY(?:-SA)? [\d.]+|GPL-\d\+?|CC0 1\.0|MIT", " ".join(terms))))
     told = [f"recordings from Debian packages ({len(clips) or 'how many is not known'})"] * bool(credits)
@@ -282,7 +283,8 @@ def what_was_heard(
     told += ["sounds that the library computes (the toy world)"] * toy
     about = f"It heard {' and '.join(told)}, and knows no other kinds of sound."
     if own:
-        licence = "not stated; it follows from your sounds" + f", and from the recordings: {terms}; see README.md" * bool(terms)
+        licence = "not stated; it follows from your sounds"
+        licence += f", and from the recordings: {terms}; see README.md" if terms else ""
     else:
         licence = f"{terms}; see README.md" if terms else "not stated; all its sounds were computed by the library"
     return Heard(about, licence, credits.strip())
