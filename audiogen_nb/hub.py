@@ -125,7 +125,8 @@ def make_card(
             f"Text to {parts.generation.max_duration:g} s of {c.sample_rate / 1000:g} kHz mono audio.",
             f"| part | |\n|---|---|\n| codec | {millions(c)}, hop {c.hop_length}, {c.frame_rate:g} frames/s, "
             f"{c.n_q} streams of {c.card} codes, {c.bit_rate / 1000:g} kbit/s |\n"
-            f"| language model | {millions(l)}, {l.config.dim} wide, {l.config.n_layers} layers, {l.config.pattern} layout |\n"
+            f"| language model | {millions(l)}, {l.config.dim} wide, {l.config.n_layers} layers, "
+            f"{l.config.pattern} layout |\n"
             f"| text | {text}, {l.config.text_dim} wide |", f"## Licence\n\n{licence[0].upper()}{licence[1:]}",
             f"## How it was made\n\n```json\n{json.dumps(provenance, indent=1)}\n```" if provenance else "", credits]
     return _join_card(_head(provenance.get("licence"), **_base(provenance)), "\n\n".join(filter(None, rows)) + "\n")
@@ -319,7 +320,7 @@ def model_folder(
             warnings.warn(f"revision is of no effect: {name} is a folder here, not a model of the hub", stacklevel=2)
         return _with_a_model(folder)
     if folder.is_file():
-        raise ValueError(f"{name} is a file, and a model is a folder: pass the one that holds config.json and the weights")
+        raise ValueError(f"{name} is a file, and a model is a folder: pass the one that holds config.json")
     if str(name).count("/") != 1 or str(name).startswith((".", "/", "~")) or str(name).endswith("/"):
         raise FileNotFoundError(
             f"no model {str(name)!r}: there is no folder of that name; pass 'pocket' (bundled), an existing "

@@ -172,7 +172,8 @@ def _with_lora(model, adapter, scale):
     clips, steps = (training.get(name, "some") for name in ("clips", "steps"))
     text = (f"The language model of the one described below was adapted to {clips} clips of its maker's own in {steps} "
             f"steps of training (LoRA of rank {lora['rank']}, alpha {lora['alpha']:g}, added at scale {scale:g}). The "
-            "licence of these clips is not stated; it follows from them. Codec and text encoder are the old ones, and all that is said below of makers and licences still holds.")
+            "licence of these clips is not stated; it follows from them. Codec and text encoder are the old "
+            "ones, and all that is said below of makers and licences still holds.")
     before = [*old.get("lora_before", []), old["lora"]] if "lora" in old else []
     return {**old, "licence": licence, "lora": lora, **({"lora_before": before} if before else {}),
             "card": derived_card(model.parts, "{}, adapted to sounds of its maker's own", text, licence)}
