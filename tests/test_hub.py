@@ -12,12 +12,18 @@ from unittest.mock import MagicMock
 
 import huggingface_hub
 import pytest
+import torch
 import yaml
 from huggingface_hub import errors
 
 from audiogen_nb import AudioGen, Codec
+from audiogen_nb.data.clips import Clip
+from audiogen_nb.data.recordings import PACKAGES
 from audiogen_nb.hub import AUDIOCRAFT_FILES, POCKET, derived_card, layout_of, make_card, model_folder, with_card
 from audiogen_nb.peers.convert import convert
+from audiogen_nb.sound import save_audio
+from audiogen_nb.train.codec import fit_codec_from_config
+from audiogen_nb.train.lm import fit_lm_from_config, what_was_heard
 
 PARITY = Path(__file__).parent / "data" / "parity"
 NAME = "someone/mine"
@@ -338,3 +344,73 @@ def test_conversion_keeps_the_card(tmp_path, tiny):
     text = (ours / "README.md").read_text(encoding="utf-8")
     assert model.provenance["licence"] in text and "AudioCraft" in text and head(text)["library_name"] == "audiogen_nb"
     assert json.loads((ours / "config.json").read_text())["provenance"]["licence"] == model.provenance["licence"]
+
+
+# What a trained model owes to whom
+
+def config(folder, name, **sections):
+    (folder / name).write_text(json.dumps(sections))
+    return folder / name
+
+
+def test_a_model_of_own_sounds_does_not_claim_others_licences(tmp_path):
+    sounds = tmp_path / "secret place" / "my bells"
+    sounds.mkdir(parents=True)
+    for i in range(6):
+        save_audio(sounds / f"bell {i}.wav", 0.05 * torch.randn(1, 16_000, generator=torch.Generator().manual_seed(i)), 16_000)
+    data = {"folder": str(sounds)}
+    codec = {"n_steps": 2, "batch_size": 2, "seconds": 0.5, "warmup_quantizer": 1}
+    fit_codec_from_config(config(tmp_path, "codec.json", codec="tiny", data=data, training=codec), tmp_path / "codec", progress=False)
+    tokens = {"weights": [1.0], "n_items": 4, "n_held_out": 2, "seconds": 0.5, "mix_probability": 0.5, "seed": 0}
+    made = fit_lm_from_config(
+        config(tmp_path, "lm.json", lm="tiny", data=data, tokens=tokens, training={"n_steps": 2, "batch_size": 2, "bfloat16": False},
+               generation={"duration": 0.5, "max_duration": 0.5}), tmp_path / "codec", tmp_path / "kitchen", progress=False)
+    text = (tmp_path / "kitchen" / "model" / "README.md").read_text(encoding="utf-8")
+    assert "# kitchen\n" in text and "`my bells`" in text and head(text)["license"] == "unknown"
+    assert made.provenance["licence"] == "not stated; it follows from your sounds" and made.card == text
+    for word in ("Debian", "CC BY", "GPL", "pocket", "toy world", "secret place"):
+        assert word not in text, word
+    assert "secret place" not in (tmp_path / "kitchen" / "model" / "config.json").read_text()
+
+
+def stage(**data):
+    return {"lm": "tiny", "data": data}
+
+
+def test_what_was_heard(monkeypatch):
+    clip = lambda package, who: Clip(torch.zeros(1, 10), 16_000, ("x",), "x", f"{package} | x | {who}")
+    there = [clip("openttd-opensfx", '"Bell". By Ada. License: CC0.'), clip("sonic-pi-samples", PACKAGES["sonic-pi-samples"].licence)]
+    monkeypatch.setattr("audiogen_nb.train.lm.read_recordings", lambda folder, rate: there)
+    of = lambda *stages: what_was_heard(list(stages), 16_000)
+    toy = of(stage(recordings=False, toy=5))
+    assert toy.licence.startswith("not stated") and "toy world" in toy.about and not toy.credits
+    both = of(stage(recordings=False, toy=5), stage(toy=5))            # the codec's, or an earlier run's, recordings count
+    assert both.licence == "CC BY-SA 3.0, CC0 1.0, MIT; see README.md", "only the packages that were heard"
+    assert "By Ada" in both.credits and "widelands" not in both.credits and "toy world" in both.about
+    own = of(stage(folder="/x/bells"), stage(recordings=True))
+    assert own.licence.startswith("not stated; it follows from your sounds, and from the recordings: CC BY-SA 3.0")
+    def gone(folder, rate): raise FileNotFoundError
+    monkeypatch.setattr("audiogen_nb.train.lm.read_recordings", gone)
+    absent = of(stage(recordings_folder="/gone"))
+    assert "how many is not known" in absent.about and all(package in absent.credits for package in PACKAGES) and "GPL-2+" in absent.licence
+
+
+def test_adapters_keep_the_makers(tiny, tmp_path):
+    pytest.importorskip("peft")
+    from audiogen_nb.train.lora import LoRATraining, fit_lora, merge_lora
+    clips = [Clip(0.05 * torch.randn(1, 16_000), 16_000, ("a bell",), "bell", f"{i}") for i in range(3)]
+    base = AudioGen(*tiny.parts[:4], provenance={"card": TEXT, "licence": "CC BY-SA 3.0", "source": "someone/bells"})
+    settings = LoRATraining(n_steps=2, batch_size=2, rank=2, n_items=4)
+    fit_lora(base, clips, tmp_path / "run", settings, progress=False)
+    merged = merge_lora(base, tmp_path / "run" / "adapter")
+    text = (merged.save_pretrained(tmp_path / "m") / "README.md").read_text(encoding="utf-8")
+    assert "# Bells, adapted" in text and "adapted to 3 clips" in text and "2 steps" in text and "Recorded by Ada" in text
+    assert head(text)["base_model"] == "someone/bells" and head(text)["license"] == "other"
+    assert merged.provenance["licence"].startswith("CC BY-SA 3.0;") and base.card == TEXT
+    again = merge_lora(AudioGen.from_pretrained(tmp_path / "m"), tmp_path / "run" / "adapter", scale=0.5)
+    assert [again.provenance["lora"]["scale"], again.provenance["lora_before"][0]["scale"]] == [0.5, 1.0]
+    assert "Recorded by Ada" in again.card and "scale 0.5" in again.card and "scale 1" in again.card
+    (tmp_path / "run" / "adapter" / "training.json").unlink()                     # of an older version
+    assert "adapted to some clips" in merge_lora(base, tmp_path / "run" / "adapter").card
+    bare = merge_lora(tiny, tmp_path / "run" / "adapter")
+    assert head(bare.card)["license"] == "unknown" and "pocket" not in bare.card.lower().replace("pockettextencoder", "")
