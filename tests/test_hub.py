@@ -410,7 +410,7 @@ def test_adapters_keep_the_makers(tiny, tmp_path):
     again = merge_lora(AudioGen.from_pretrained(tmp_path / "m"), tmp_path / "run" / "adapter", scale=0.5)
     assert [again.provenance["lora"]["scale"], again.provenance["lora_before"][0]["scale"]] == [0.5, 1.0]
     assert "Recorded by Ada" in again.card and "scale 0.5" in again.card and "scale 1" in again.card
-    (tmp_path / "run" / "adapter" / "training.json").unlink()                     # of an older version
+    (tmp_path / "run" / "training.json").unlink()                                 # adapters that came alone
     assert "adapted to some clips" in merge_lora(base, tmp_path / "run" / "adapter").card
     bare = merge_lora(tiny, tmp_path / "run" / "adapter")
     assert head(bare.card)["license"] == "unknown" and "pocket" not in bare.card.lower().replace("pockettextencoder", "")

@@ -21,7 +21,7 @@ import torch
 from ..pipeline import AudioGen
 from ..data.clips import Clip
 from ..engine.linear import precision
-from ..files import read_json
+from ..files import atomic_path, read_json
 from ..hub import derived_card
 from .lm import LMTraining, fit_lm
 from .tokens import TokenCache, make_tokens
@@ -108,18 +108,19 @@ def fit_lora(
     )
     with adapters(model, settings) as adapted:
         log = fit_lm(model.lm, tokens, model.text_encoder, settings, folder, judged, progress=progress)
-        _save(adapted, folder / "adapter", {"clips": len(clips), "steps": len(log)})
+        _save(adapted, folder / "adapter")
+    with atomic_path(folder / "training.json") as path:                                   # for the model card
+        path.write_text(json.dumps({"clips": len(clips), "steps": len(log)}) + "\n", encoding="utf-8")
     return log
 
 # %% ../../nbs/labs/own_sounds.ipynb #f8664801
-def _save(adapted, folder, training):
+def _save(adapted, folder):
     "Write adapters under another name, then rename; an older set is replaced"
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".adapter."))
     try:
         adapted.save_pretrained(temporary)
         (temporary / "README.md").unlink(missing_ok=True)                              # an empty form
         shutil.rmtree(folder, ignore_errors=True)
-        (temporary / "training.json").write_text(json.dumps(training) + "\n", encoding="utf-8")     # for the model card
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -165,8 +166,8 @@ def merge_lora(
 def _with_lora(model, adapter, scale):
     "The provenance of a merged model, with its card: what was added, and all that the base model's card says"
     settings, old, training = read_json(adapter / "adapter_config.json"), model.provenance, {}
-    if (adapter / "training.json").is_file():
-        training = read_json(adapter / "training.json")
+    if (adapter.parent / "training.json").is_file():                     # the run's, if it is still there
+        training = read_json(adapter.parent / "training.json")
     lora = {"rank": settings["r"], "alpha": settings["lora_alpha"], "scale": scale, **training}
     licence = f"{old.get('licence') or 'not stated'}; of the sounds that it was adapted to: not stated"
     clips, steps = (training.get(name, "some") for name in ("clips", "steps"))
