@@ -107,7 +107,8 @@ PACKAGES = {
     "tuxpaint-stamps-default": Package("usr/share/tuxpaint/stamps", ("",),
         "GPL-2, the Tux Paint contributors"),
     "sonic-pi-samples": Package("usr/share/sonic-pi/samples", ("",),
-        "CC0 1.0, freesound.org contributors, collected for Sonic Pi"),
+        "CC0 1.0, freesound.org contributors, collected for Sonic Pi; "
+        "35 of the 165 stand under the MIT licence (2016, Samuel Aaron) in Debian's copyright file"),
 }
 _SOUND_SUFFIXES = (".wav", ".ogg", ".flac", ".mp3", ".cat")
 

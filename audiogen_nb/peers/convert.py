@@ -9,18 +9,23 @@ __all__ = ['convert']
 from pathlib import Path
 
 from ..files import new_folder
-from ..hub import layout_of, model_folder
+from ..hub import derived_card, layout_of, model_folder, with_card
 from .audiocraft import save_audiocraft
 from .musicgen import save_musicgen
 from ..pipeline import AudioGen, load_audiocraft
 
 # %% ../../nbs/peers/convert.ipynb #3b1c7097
-def _layout_by_name(name):
-    "The layout of a model; of a hub id a few small files tell enough"
-    if str(name) != "pocket" and not Path(name).is_dir():
-        folder = model_folder(name, ("config.json", "*.md"))
-        return layout_of(folder) if (folder / "config.json").is_file() else "audiocraft"
-    return layout_of(model_folder(name))
+_NAMES = {"audiogen_nb": "audiogen_nb", "audiocraft": "AudioCraft", "musicgen": "transformers' MusicGen"}
+
+def _write_card(model, folder, kind, layout, weights, path):
+    "The card of the source, kept or made, and what was done to it"
+    # a checkpoint in another layout may have a card beside it
+    parts = model.parts._replace(provenance=with_card(model.provenance, folder))
+    library = {"musicgen": "transformers"}.get(layout, layout)
+    old, new = _NAMES[kind], _NAMES[layout]
+    done = f"Converted by `audiogen-nb convert` from the layout of {old} to that of {new}, weights as {weights}."
+    card = derived_card(parts, "{}, in the layout of " + new, done, library_name=library)
+    path.write_text(card, encoding="utf-8")
 
 # %% ../../nbs/peers/convert.ipynb #f8e3148b
 def convert(
@@ -31,7 +36,8 @@ def convert(
     text_encoder: str | Path | None = None,  # name or folder of the text encoder of an AudioCraft checkpoint
 ) -> Path:  # the destination
     "Convert a model from one layout to another"
-    kind, destination = _layout_by_name(source), Path(destination)
+    folder, destination = model_folder(source), Path(destination)
+    kind = layout_of(folder)
     layout = layout or ("audiocraft" if kind == "audiogen_nb" else "audiogen_nb")
     possible = {
         "audiogen_nb": ("float32", "float16", "int8"),
@@ -59,6 +65,7 @@ def convert(
             model.save_pretrained(result, weights)
         else:
             save_musicgen(model, result) if layout == "musicgen" else save_audiocraft(model, result, weights)
+        _write_card(model, folder, kind, layout, weights, result / "README.md")
         for path in result.iterdir():
             path.rename(inside / path.name)
         result.rmdir()

@@ -22,6 +22,7 @@ from ..data.clips import Clip
 from ..engine.linear import precision
 from ..engine.trust import inside, stored_tensors
 from ..files import new_folder, read_json
+from ..hub import derived_card
 from .lm import LMTraining, fit_lm
 from .loop import locks_folder
 from .runs import read_recipe, record_recipe
@@ -157,11 +158,7 @@ def merge_lora(
     wanted = dict(model.lm.named_parameters())
     for name, p in merged.lm.named_parameters():
         p.requires_grad_(wanted[name].requires_grad)
-    recipe = {"recipe": read_recipe(adapter.parent)} if (adapter.parent / "recipe.json").is_file() else {}
-    merged.provenance = {
-        **model.provenance,
-        "lora": {"rank": rank, "alpha": alpha, "scale": scale, **recipe},
-    }
+    merged.provenance = _with_lora(model, adapter, scale)
     return merged
 
 # %% ../../nbs/labs/own_sounds.ipynb #166ae465
@@ -186,3 +183,20 @@ def _check_adapter(model, adapter):
             raise ValueError(f"the adapters in {adapter} do not fit this language model (e.g. {name[:200]})")
         layers.add(layer.removesuffix(".weight"))
     return rank, settings["lora_alpha"], sorted(layers)
+
+# %% ../../nbs/labs/own_sounds.ipynb #28125a7b
+def _with_lora(model, adapter, scale):
+    "The provenance of a merged model, with its card: what was added, and all that the base model's card says"
+    settings, old, clips, steps = read_json(adapter / "adapter_config.json"), model.provenance, "some", "some"
+    lora = {"rank": settings["r"], "alpha": settings["lora_alpha"], "scale": scale}
+    if (adapter.parent / "recipe.json").is_file():                       # the run's, if it is still there
+        lora["recipe"] = read_recipe(adapter.parent)
+        clips, steps = lora["recipe"][-1]["made_from"]["tokens"]["clips"], lora["recipe"][-1]["lora"]["n_steps"]
+    licence = f"{old.get('licence') or 'not stated'}; of the sounds that it was adapted to: not stated"
+    text = (f"The language model of the one described below was adapted to {clips} clips of its maker's own in {steps} "
+            f"steps of training (LoRA of rank {lora['rank']}, alpha {lora['alpha']:g}, added at scale {scale:g}). The "
+            "licence of these clips is not stated; it follows from them. Codec and text encoder are the old "
+            "ones, and all that is said below of makers and licences still holds.")
+    before = [*old.get("lora_before", []), old["lora"]] if "lora" in old else []
+    return {**old, "licence": licence, "lora": lora, **({"lora_before": before} if before else {}),
+            "card": derived_card(model.parts, "{}, adapted to sounds of its maker's own", text, licence)}
