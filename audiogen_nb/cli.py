@@ -147,7 +147,8 @@ def generate_command(
     "Generate sounds from texts, or continue one."
     top_p = 0.0 if top_k is not None and top_p is None else top_p
     given = dict(duration=duration, guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p,
-                 seed=secrets.randbelow(100_000) if seed is None else seed, negative_prompt=negative_prompt, best_of=best_of)
+                 seed=secrets.randbelow(100_000) if seed is None else seed,
+                 negative_prompt=negative_prompt, best_of=best_of)
     jobs = _checked_jobs(_rows(text, prompts), out, prompt_audio, given, force, skip_existing)
     if seed is None:
         print(f"seed {given['seed']}", file=sys.stderr)
@@ -156,25 +157,25 @@ def generate_command(
 
 # %% ../nbs/engine/cli.ipynb #69b0d4e2
 def _rows(text, prompts):
-    "What to hear, from the arguments or from a file: dictionaries as `read_prompts` returns them"
-    from audiogen_nb.engine.batch import read_prompts
+    "What to hear, from the arguments or from a file: dictionaries as `parse_prompts` returns them"
+    from audiogen_nb.engine.batch import parse_prompts
     if prompts is None:
         return [{"text": t, "source": f"TEXT {i}" if len(text) > 1 else ""} for i, t in enumerate(text or [], 1)]
     if text:
         raise ValueError("pass TEXT or --prompts, not both")
     if str(prompts) == "-":
-        return read_prompts(sys.stdin, "standard input")
+        return parse_prompts(sys.stdin, "standard input")
     if not prompts.is_file():
         raise FileNotFoundError(f"no file of prompts at {prompts}")
     try:
-        return read_prompts(prompts.read_text(encoding="utf-8-sig").splitlines(), prompts.name)
+        return parse_prompts(prompts.read_text(encoding="utf-8-sig").splitlines(), prompts.name)
     except UnicodeDecodeError as e:
         raise ValueError(f"{prompts} is not text in UTF-8 ({e}); save it as UTF-8") from e
 
 # %% ../nbs/engine/cli.ipynb #96163f03
 def _jobs(rows, out, given):
     "One job for each row, with its own settings before the command's"
-    from audiogen_nb.engine.batch import SETTINGS, Job
+    from audiogen_nb.engine.batch import SETTINGS, SoundJob
     names = [None] if str(out) == "-" else numbered(out, len(rows))
     if len(names) < len(rows):
         raise ValueError(f"--out - takes one sound, got {len(rows)}; name a file, they are numbered")
@@ -183,7 +184,7 @@ def _jobs(rows, out, given):
         path = out.parent / row["out"] if "out" in row and name else name
         settings = {**given, **{key: row[key] for key in SETTINGS if key in row}}
         settings = {key: value for key, value in settings.items() if value is not None}
-        jobs.append(Job(row["text"], path, settings, row.get("source", "")))
+        jobs.append(SoundJob(row["text"], path, settings, row.get("source", "")))
     paths = [job.path for job in jobs]
     if twice := [path for path in set(paths) if paths.count(path) > 1]:
         raise ValueError(f"several sounds would be written to {twice[0]}; give each a name of its own")

@@ -13,8 +13,10 @@ import os
 import re
 import tempfile
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +28,8 @@ from .arguments import whole_number
 from .codec.seanet import CodecConfig
 from .codec.vq import Codec
 from .engine.budget import free_memory
-from .engine.linear import empty_lm, fill_lm
+from .engine.linear import empty_lm, fill_lm, precision
+from .engine.surroundings import check_device
 from .engine.trust import check_tensors, inside
 from .files import PACKAGE, new_folder, read_json
 from .lm.transformer import AudioLM, LMConfig
@@ -546,8 +549,26 @@ class ModelOfParts:
     def device(self) -> torch.device:
         return self.lm.embed.weight.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        "Of the language model's vectors; its matrices may be stored in fewer bits"
+        return self.lm.embed.weight.dtype
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        "Of the codec, the language model and the text encoder"
+        return chain(self.codec.parameters(), self.lm.parameters(), self.text_encoder.parameters())
+
+    def eval(self) -> "ModelOfParts": # the same
+        "All parts in evaluation mode, as they are after loading"
+        for part in (self.codec, self.lm, self.text_encoder):
+            part.eval()
+        return self
+
     def to(self, device: str | torch.device) -> "ModelOfParts": # the same
         "Move all parts to a device"
+        if precision(self.lm) is not None and check_device(device) != self.device:
+            raise ValueError(f"weights prepared for generation on {self.device} cannot be moved to {device}; "
+                             f"load the model again with device={str(device)!r}")
         for part in (self.codec, self.lm, self.text_encoder):
             part.to(device)
         return self

@@ -10,7 +10,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -23,7 +22,7 @@ from .codec.vq import Codec
 from .engine.budget import check_memory
 from .engine.chunks import StreamingCodec
 from .engine.linear import precision, use_row_linear
-from .engine.surroundings import each_in_own_surroundings, own_surroundings
+from .engine.surroundings import check_device, each_in_own_surroundings, own_surroundings
 from .engine.windows import decode_windows, plan_windows
 from .hub import ModelOfParts, Parts, layout_of, load_parts, model_folder
 from .lm.transformer import AudioLM
@@ -72,21 +71,6 @@ class AudioGen(ModelOfParts):
     ) -> tuple[torch.Tensor, torch.Tensor]:  # states (B, L, E), mask (B, L)
         "What the language model is told of each text; None is no text"
         return tuple(part.to(self.device) for part in self.text_encoder(texts))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        "Of the language model's vectors; its matrices may be stored in fewer bits"
-        return self.lm.embed.weight.dtype
-
-    def parameters(self) -> Iterator[torch.nn.Parameter]:
-        "Of the codec, the language model and the text encoder"
-        return chain(self.codec.parameters(), self.lm.parameters(), self.text_encoder.parameters())
-
-    def eval(self) -> "AudioGen": # the same
-        "All parts in evaluation mode, as they are after loading"
-        for part in (self.codec, self.lm, self.text_encoder):
-            part.eval()
-        return self
 
     @takes_settings
     def generate_codes(self,
@@ -185,7 +169,7 @@ def generate(self: AudioGen,
 # %% ../nbs/16_audiogen.ipynb #8de06d9f
 def _load(name, device, dtype, text_encoder, hub) -> Parts:
     "The parts of a model by name, in whichever layout"
-    folder = model_folder(name, **hub)
+    device, folder = check_device(device), model_folder(name, **hub)
     layout, source = layout_of(folder), Path(name).name if Path(name).is_dir() else str(name)
     if layout == "audiocraft":
         from audiogen_nb.peers.audiocraft import read_audiocraft

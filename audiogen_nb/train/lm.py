@@ -157,6 +157,9 @@ def _check_tokens(tokens, c, text_encoder):
 def _optimizer(lm, s):
     "What is trained, and AdamW that lets matrices decay but not norms and biases"
     trained = [p for p in lm.parameters() if p.requires_grad]
+    if not trained:
+        raise ValueError("this language model has no weights that can be trained: they are frozen, or prepared for "
+                         "generation; load the model again without a dtype")
     matrices, vectors = [p for p in trained if p.dim() > 1], [p for p in trained if p.dim() == 1]
     groups = [{"params": matrices, "weight_decay": s.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return trained, torch.optim.AdamW(groups, s.learning_rate, betas=(0.9, 0.95))
