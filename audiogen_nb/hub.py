@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
@@ -573,24 +574,27 @@ class ModelOfParts:
             part.to(device)
         return self
 
-    def save_pretrained(self,
-        folder: str | Path, # must not exist yet, unless `exist_ok`
-        weights: str = "float32",  # stored precision: "float32", "float16" or "int8"; the codec is never below float16
-        card: str | None = None,  # text of the model card; None: the one it was loaded with, else one made from what
-                                  # is known of it
-        exist_ok: bool = False, # replace the model in an existing folder, once the new one is whole
-    ) -> Path: # the folder
-        "Save as a folder that `from_pretrained` reads"
-        return save_parts(self.parts, folder, weights, card, exist_ok)
+# %% ../nbs/engine/hub.ipynb #7477f637
+@patch
+def save_pretrained(self: ModelOfParts,
+    folder: str | Path, # must not exist yet, unless `exist_ok`
+    weights: str = "float32",  # stored precision: "float32", "float16" or "int8"; the codec is never below float16
+    card: str | None = None,  # text of the model card; None: the one it was loaded with, else one made from what
+                              # is known of it
+    exist_ok: bool = False, # replace the model in an existing folder, once the new one is whole
+) -> Path: # the folder
+    "Save as a folder that `from_pretrained` reads"
+    return save_parts(self.parts, folder, weights, card, exist_ok)
 
-    def push_to_hub(self,
-        repo_id: str, # "owner/name"
-        weights: str = "float32", # stored precision
-        private: bool = False, # of a new repository
-        token: str | bool | None = None, # None: the one of a login
-        revision: str | None = None, # branch to write to, made if it is not there; None is the main one
-        commit_message: str | None = None,
-        card: str | None = None, # text of the model card; None: as in `save_pretrained`
-    ) -> str: # address of the commit
-        "Upload to the Hugging Face hub (needs a login: `hf auth login`)"
-        return push_parts(self.parts, repo_id, weights, private, token, revision, commit_message, card)
+@patch
+def push_to_hub(self: ModelOfParts,
+    repo_id: str, # "owner/name"
+    weights: str = "float32", # stored precision
+    private: bool = False, # of a new repository
+    token: str | bool | None = None, # None: the one of a login
+    revision: str | None = None, # branch to write to, made if it is not there; None is the main one
+    commit_message: str | None = None,
+    card: str | None = None, # text of the model card; None: as in `save_pretrained`
+) -> str: # address of the commit
+    "Upload to the Hugging Face hub (needs a login: `hf auth login`)"
+    return push_parts(self.parts, repo_id, weights, private, token, revision, commit_message, card)

@@ -118,8 +118,7 @@ def fit_lm(
     if text_encoder.slow:                                                    # read each caption once
         text_encoder = CachedTextEncoder(text_encoder)
     share_weights(lm)                                                        # several processes start alike
-    trained, optimizer = _optimizer(lm, s)
-    device = lm.heads.weight.device
+    (trained, optimizer), device = _optimizer(lm, s), lm.heads.weight.device
 
     def loss_of(batch):
         with torch.autocast(device.type, torch.bfloat16, enabled=s.bfloat16):
