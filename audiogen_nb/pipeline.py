@@ -24,7 +24,7 @@ from .engine.chunks import StreamingCodec
 from .engine.linear import precision, use_row_linear
 from .engine.surroundings import check_device, each_in_own_surroundings, own_surroundings
 from .engine.windows import decode_windows, plan_windows
-from .hub import ModelOfParts, Parts, layout_of, load_parts, model_folder
+from .hub import ModelOfParts, Parts, layout_of, load_parts, model_folder, with_card
 from .lm.transformer import AudioLM
 from .sampling.loop import best_of
 from .sampling.request import Generation, Request, as_texts, items_of, one_text_each, takes_settings
@@ -171,13 +171,14 @@ def _load(name, device, dtype, text_encoder, hub) -> Parts:
     "The parts of a model by name, in whichever layout"
     device, folder = check_device(device), model_folder(name, **hub)
     layout, source = layout_of(folder), Path(name).name if Path(name).is_dir() else str(name)
+    if layout == "audiogen_nb":
+        return load_parts(folder, device, dtype, text_encoder)
     if layout == "audiocraft":
-        from audiogen_nb.peers.audiocraft import read_audiocraft
-        return read_audiocraft(folder, text_encoder, dtype=dtype, device=device, source=source)
-    if layout == "musicgen":
-        from audiogen_nb.peers.musicgen import read_musicgen
-        return read_musicgen(folder, text_encoder, dtype=dtype, device=device, source=source)
-    return load_parts(folder, device, dtype, text_encoder)
+        from audiogen_nb.peers.audiocraft import read_audiocraft as read
+    else:
+        from audiogen_nb.peers.musicgen import read_musicgen as read
+    parts = read(folder, text_encoder, dtype=dtype, device=device, source=source)
+    return parts._replace(provenance=with_card(parts.provenance, folder))
 
 # %% ../nbs/16_audiogen.ipynb #7b34cdad
 class _Bar:

@@ -10,6 +10,10 @@ sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
+# `make test` asks Python to warn where a file is opened in the locale's encoding, and pyproject.toml makes that an error
+# in the library; the programs that tests start are not asked, for other packages would speak up on their stderr
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.pop("PYTHONWARNDEFAULTENCODING", None)
 
 
 # What another processor, which rounds and sums otherwise, could break: `make numeric` runs it once more.

@@ -47,7 +47,9 @@ def test_library_is_what_the_notebooks_export(tmp_path):
     for name in ["settings.ini", "pyproject.toml", "README.md", "index.ipynb"]:
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "audiogen_nb").mkdir()
-    shutil.copy(LIBRARY / "__init__.py", tmp_path / "audiogen_nb")
+    for path in LIBRARY.rglob("__init__.py"):                      # written by hand, or empty
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(exist_ok=True), shutil.copy(path, copy)
     done = run(BIN / "nbdev_export", cwd=tmp_path)
     assert done.returncode == 0, done.stdout
     exported, committed = ({p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*.py")}
@@ -185,3 +187,21 @@ def test_wheel_ships_the_bundled_model_and_nothing_else(tmp_path):
     wanted = {p.relative_to(ROOT).as_posix() for p in (ROOT / "audiogen_nb").rglob("*")
               if p.is_file() and "__pycache__" not in p.parts}
     assert {n for n in names if not n.split("/")[0].endswith(".dist-info")} == wanted
+
+
+# Text files
+
+def _opens_in_the_locale(call) -> bool:
+    "Whether a call opens a text file without saying its encoding"
+    name = getattr(call.func, "id", getattr(call.func, "attr", ""))
+    if name not in ("open", "read_text", "write_text") or getattr(getattr(call.func, "value", None), "id", "") in ("tarfile", "os"):
+        return False
+    said = {k.arg for k in call.keywords} | {"encoding" for a in call.args if isinstance(a, ast.Constant) and a.value in ("utf-8", "utf-8-sig")}
+    binary = any(isinstance(a, ast.Constant) and isinstance(a.value, str) and "b" in a.value for a in call.args[1:2])
+    return "encoding" not in said and not binary
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "audiogen_nb").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_text_files_say_their_encoding(path):
+    calls = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
+    assert not [f"line {c.lineno}" for c in calls if _opens_in_the_locale(c)], "pass encoding='utf-8'"

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import nn
 
-from ..files import atomic_path
+from ..files import atomic_path, read_json
 
 # %% ../../nbs/12_words.ipynb #4f61b183
 def pad_states(
@@ -122,7 +122,7 @@ def caption_states(
 # %% ../../nbs/12_words.ipynb #9a0c1126
 def write_encoder_config(folder: Path, config: dict) -> None:
     "Write `folder`/config.json, whole or not at all."
-    with atomic_path(folder / "config.json") as new: new.write_text(json.dumps(config, indent=1) + "\n")
+    with atomic_path(folder / "config.json") as new: new.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
 def read_encoder_config(
@@ -132,7 +132,7 @@ def read_encoder_config(
     "What `write_encoder_config` wrote."
     path = Path(folder) / "config.json"
     if not path.is_file(): raise FileNotFoundError(f"no text encoder in {folder}: config.json is missing")
-    config = json.loads(path.read_text())
+    config = read_json(path)
     if kind and config.get("type") != kind:
         raise ValueError(f"{path} describes a text encoder of type {config.get('type')!r}, not {kind!r}")
     return config

@@ -235,8 +235,8 @@ class Reports:
     ):
         self.board = _event_writer(folder, len(log)) if tensorboard else None
         with atomic_path(folder / "log.jsonl") as temporary:   # steps after the checkpoint will be done again
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in log))
-        self.log, self.file = log, open(folder / "log.jsonl", "a", buffering=1)
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in log), encoding="utf-8")
+        self.log, self.file = log, open(folder / "log.jsonl", "a", buffering=1, encoding="utf-8")
         self.bar = tqdm(total=n_steps, initial=len(log), disable=not progress)
         self.view = LiveView() if progress and _in_notebook() else None
 
