@@ -74,7 +74,8 @@ def _int(config, path):
     "A whole number of the configuration"
     value = setting(config, path, None)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(f"the configuration of this checkpoint must hold a whole number at {path}, got {str(value)[:80]!r}")
+        value = str(value)[:80]
+        raise ValueError(f"the configuration of this checkpoint must hold a whole number at {path}, got {value!r}")
     return value
 
 # %% ../../nbs/peers/audiocraft.ipynb #9e5d6f91
@@ -97,7 +98,7 @@ def lm_config(
     delays = setting(config, "codebooks_pattern.delay.delays", usual) if pattern == "delay" else usual
     if pattern not in ("delay", "parallel") or delays != usual:
         raise ValueError(
-            f"this checkpoint lays its streams out by the pattern {str(pattern)[:80]!r} with delays {str(delays)[:80]}, "
+            f"this checkpoint lays its streams out by {str(pattern)[:80]!r} with delays {str(delays)[:80]}, "
             f"which is not supported; it must be 'parallel', or 'delay' with delays {usual}"
         )
     # the width of the text is in no setting that can be relied on: it is that of the projection
