@@ -41,7 +41,7 @@ def save(folder):
     from audiogen_nb import AudioGen
     from audiogen_nb.files import new_folder
     model = AudioGen.from_pretrained(folder / "model")
-    for i in range(40):
+    for i in range(20):
         if not (folder / "saved" / f"m{i}").exists():
             model.save_pretrained(folder / "saved" / f"m{i}")
         with new_folder(folder / "saved" / "latest", replace=True) as new:
@@ -132,7 +132,7 @@ def prepare(folder):
     training = {"n_steps": 1, "batch_size": 2, "seconds": 0.2, "warmup": 1, "warmup_quantizer": 0}
     (folder / "codec.json").write_text(json.dumps({"codec": "tiny", "data": TOY, "training": training}))
     fit_codec_from_config(folder / "codec.json", folder / "codec", False)
-    training = {"n_steps": 150, "batch_size": 2, "warmup": 1, "bfloat16": False, "checkpoint_every": 2, "sample_every": 1000}
+    training = {"n_steps": 80, "batch_size": 2, "warmup": 1, "bfloat16": False, "checkpoint_every": 2, "sample_every": 1000}
     tokens = {"weights": [1.0], "n_items": 40, "n_held_out": 4, "seconds": 0.4, "mix_probability": 0.2, "seed": 0}
     (folder / "lm.json").write_text(json.dumps({"lm": "tiny", "data": TOY, "tokens": tokens, "training": training,
                                                 "generation": {"duration": 0.2, "max_duration": 0.4}}))
@@ -161,9 +161,11 @@ def run(n, seed=0, jobs=tuple(JOBS), show=lambda text: None):
             process.join()
             assert process.exitcode in (0, -signal.SIGKILL), f"{job} failed after a kill"
             JOBS[job][1](folder)
+            show(f"{sum(counts.values())} of {n}")
             if sum(counts.values()) == n:
                 break
         for job in jobs:
+            _forget(job, folder, 1)
             _finish(context, job, folder)
             JOBS[job][1](folder)
         _sweeping(folder)
@@ -182,7 +184,7 @@ def _finish(context, job, folder):
 def _forget(job, folder, count):
     "Now and then a job begins from nothing"
     import shutil
-    if job == "train" and (count % 5 == 0 or (folder / "run" / "model").exists()):
+    if job == "train" and (count % 5 == 0 or (folder / "run" / "model").exists()):         # a finished run is not done again
         shutil.rmtree(folder / "run", ignore_errors=True), (folder / "step").unlink(missing_ok=True)
     if job == "save" and count % 5 == 0:
         (folder / "done").unlink(missing_ok=True)

@@ -68,17 +68,15 @@ def _check_fixed(config, fixed):
     for path, ours in fixed.items():
         theirs = setting(config, path, _MISSING)
         if theirs is not _MISSING and theirs != ours:
-            raise ValueError(
-                f"this checkpoint has {path} = {theirs!r}, which is not supported; it must be {ours!r}"
-            )
+            theirs = repr(theirs)[:200]
+            raise ValueError(f"this checkpoint has {path} = {theirs}, which is not supported; it must be {ours!r}")
 
 def _int(config, path):
     "A whole number of the configuration"
     value = setting(config, path, None)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(
-            f"the configuration of this checkpoint must hold a whole number at {path}, got {value!r}"
-        )
+        value = str(value)[:80]
+        raise ValueError(f"the configuration of this checkpoint must hold a whole number at {path}, got {value!r}")
     return value
 
 # %% ../../nbs/peers/audiocraft.ipynb #9e5d6f91
@@ -101,8 +99,8 @@ def lm_config(
     delays = setting(config, "codebooks_pattern.delay.delays", usual) if pattern == "delay" else usual
     if pattern not in ("delay", "parallel") or delays != usual:
         raise ValueError(
-            f"this checkpoint lays its streams out by the pattern {pattern!r} with delays {delays}, which is"
-            f" not supported; it must be 'parallel', or 'delay' with delays {usual}"
+            f"this checkpoint lays its streams out by {str(pattern)[:80]!r} with delays {str(delays)[:80]}, "
+            f"which is not supported; it must be 'parallel', or 'delay' with delays {usual}"
         )
     # the width of the text is in no setting that can be relied on: it is that of the projection
     return LMConfig(
@@ -139,8 +137,7 @@ def codec_config(
     ratios = setting(config, "seanet.ratios", None)
     if not isinstance(ratios, list) or not all(isinstance(r, int) for r in ratios):
         raise ValueError(
-            "the configuration of this checkpoint must hold a list of strides at seanet.ratios, got"
-            f" {ratios!r}"
+            f"the configuration of this checkpoint must hold a list of strides at seanet.ratios, got {str(ratios)[:80]}"
         )
     # they list the decoder's order
     return CodecConfig(**sizes, strides=tuple(reversed(ratios)), norm="weight")
@@ -280,6 +277,7 @@ def read_audiocraft(
 def _check_parts(lm_file, config, shape):
     "Do the language model and the codec belong together?"
     rate = setting(lm_file.config, "sample_rate", shape.sample_rate)
+    rate = rate if isinstance(rate, int) else repr(rate)[:80]
     if (config.n_q, config.card, rate) != (shape.n_q, shape.card, shape.sample_rate):
         raise ValueError(
             f"the two files do not belong together: the language model writes {config.n_q} streams of"
