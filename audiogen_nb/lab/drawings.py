@@ -426,9 +426,9 @@ def _inset(point: Sequence[float]) -> list[str]:
 # %% ../../nbs/labs/drawings.ipynb #2d99f29d
 def _level(k: int, x: float, c: CodecConfig) -> list[str]:
     "One level of the quantiser, from the residual above to the sum below; x is its left edge"
-    i, j = SUBSCRIPTS[k], SUBSCRIPTS[k + 1]
+    j = SUBSCRIPTS[k + 1]
     return [
-        words(x + 28, 84, "z" if k == 0 else f"r{i}", kind="latent"),
+        words(x + 28, 84, "z = r₁" if k == 0 else f"r{j}", kind="latent"),
         arrow((x + 28, 100), (x + 28, 144), kind="latent"),
         f'<circle cx="{x + 112:g}" cy="100" r="9" fill="{PAPER}" stroke="{KINDS["latent"][0]}"/>',
         words(x + 112, 99.5, "−", kind="latent"), arrow((x + 112, 144), (x + 112, 109), kind="latent"),
@@ -453,7 +453,7 @@ def _sum_and_rate(c: CodecConfig) -> list[str]:
     return [
         note(24, 60, "encode: name the nearest entry, subtract it, go on", anchor="start"),
         arrow((right - 3, 100), (right + 23, 100), kind="latent"), words(right + 13, 84,
-                                                                         f"r{SUBSCRIPTS[c.n_q]}",
+                                                                         f"r{SUBSCRIPTS[c.n_q + 1]}",
                                                                          kind="latent"),
         box(24, 360, right - 24, 32, "sum of the entries"), arrow((middle, 392), (middle, 420),
                                                                   kind="latent"),
