@@ -28,14 +28,18 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "numeric: what another processor, which rounds and sums otherwise, could break")
 
 
+def pytest_itemcollected(item):
+    "Two workers: the tests of a file share what they set up, each notebook goes to whoever is free"
+    alone = getattr(item, "originalname", "") == "test_notebook_runs"
+    item.add_marker(pytest.mark.xdist_group(item.nodeid if alone else item.path.stem))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     for item in items:
         notebook = item.originalname == "test_notebook_runs" and item.callspec.params["name"] in NUMERIC_NOTEBOOKS
         if notebook or item.path.stem in NUMERIC or item.originalname == "test_two_processes_equal_one":
             item.add_marker("numeric")
-        # two workers: the tests of a file share what they set up, each notebook goes to whoever is free
-        item.add_marker(pytest.mark.xdist_group(item.nodeid if item.originalname == "test_notebook_runs" else item.path.stem))
 
 
 @pytest.fixture(scope="session")

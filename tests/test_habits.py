@@ -8,6 +8,7 @@ import pickle
 import random
 import subprocess
 import sys
+import unittest.mock
 import warnings
 from dataclasses import replace
 from types import SimpleNamespace
@@ -322,3 +323,44 @@ def test_names_that_the_terminal_cannot_show(tiny_folder, tmp_path):
                            "generate", "rain", "wind", "--model", str(tiny_folder), "--out", "雨.wav", "--seed", "1", "--duration", "0.2", "--quiet"],
                           cwd=tmp_path, env={**os.environ, "PYTHONIOENCODING": "cp1252"}, capture_output=True, timeout=300)
     assert done.returncode == 0 and len(list(tmp_path.glob("雨*.wav"))) == 2, done.stderr
+
+
+# Another device: "meta" stands in for a graphics card, and refuses a tensor that was left on the CPU
+
+def test_losses_and_noise_are_made_where_their_input_is():
+    from audiogen_nb.codec.adversarial import MSSTFTDiscriminator, discriminator_loss, feature_loss, generator_loss
+    from audiogen_nb.codec.losses import MelLoss, mel_distance, si_sdr, time_loss
+    from audiogen_nb.train.lm_step import blur_text
+    x, y = torch.empty(2, 1, 16_000, device="meta"), torch.empty(2, 1, 16_000, device="meta")
+    assert {v.device.type for v in (time_loss(x, y), si_sdr(x, y), MelLoss(16_000).to("meta")(x, y))} == {"meta"}
+    with unittest.mock.patch("audiogen_nb.codec.losses.check_audio", lambda audio: audio):     # which looks at values
+        assert mel_distance(x, y, 16_000).device.type == "meta"
+    judge = MSSTFTDiscriminator(MSSTFTDiscriminator.preset("tiny")).to("meta")
+    real, fake = judge(x), judge(y)
+    assert {v.device.type for v in (discriminator_loss(real, fake), generator_loss(fake), feature_loss(real, fake))} == {"meta"}
+    states, mask = torch.empty(2, 5, 8, device="meta"), torch.ones(2, 5, dtype=torch.bool, device="meta")
+    assert {v.device.type for v in blur_text(states, mask, 0.5, 0.5, torch.Generator().manual_seed(0))} == {"meta"}
+
+
+def test_a_model_is_whole_on_another_device(tiny):
+    moved = copy.deepcopy(tiny).to("meta")
+    assert {p.device.type for p in moved.parameters()} == {"meta"} and {b.device.type for b in moved.text_encoder.buffers()} <= {"meta"}
+    assert moved.device.type == "meta"
+    with torch.no_grad():
+        logits = moved.lm(torch.zeros(1, moved.codec.n_q, 4, dtype=torch.int64, device="meta"),
+                          torch.empty(1, 3, moved.text_encoder.width, device="meta"), torch.ones(1, 3, dtype=torch.bool, device="meta"))
+        assert logits.device.type == "meta"
+        assert moved.codec.decoder(torch.empty(1, moved.codec.config.dimension, 5, device="meta")).device.type == "meta"
+
+
+def test_a_device_that_is_not_there(tiny_folder):
+    for device in ("gpu", "vulkan", "cpu:x"):
+        with pytest.raises(ValueError, match="cannot be used here"):
+            AudioGen.from_pretrained(tiny_folder, device=device)
+
+
+def test_prepared_weights_say_what_they_are_not_for(tiny_folder, tmp_path):
+    prepared = AudioGen.from_pretrained(tiny_folder, dtype="bfloat16")
+    with pytest.raises(ValueError, match="load the model again with device='meta'"):
+        prepared.to("meta")
+    assert prepared.to("cpu") is prepared

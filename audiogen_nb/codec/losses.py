@@ -8,6 +8,7 @@ __all__ = ['time_loss', 'MelScale', 'MelLoss', 'si_sdr', 'mel_distance']
 # %% ../../nbs/08_losses.ipynb #436ef8cd
 import warnings
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 import torchaudio
@@ -68,7 +69,7 @@ class MelLoss(nn.Module):
         if form not in ("paper", "audiocraft", "log"):
             raise ValueError(f"form must be 'paper', 'audiocraft' or 'log', got {form!r}")
         self.form = form
-        self.alphas = [alpha] * len(windows) if isinstance(alpha, (int, float)) else list(alpha)
+        self.alphas = [alpha] * len(windows) if isinstance(alpha, Real) else list(alpha)
         if len(self.alphas) != len(windows):
             raise ValueError(f"alpha must be one number or one for each of {len(windows)} windows, "
                              f"got {len(self.alphas)}")
@@ -104,4 +105,5 @@ def mel_distance(
     sample_rate: int, # Hz
 ) -> torch.Tensor: # (), 0 is perfect
     "Mean absolute log-mel difference over windows 2^5 ... 2^11"
-    return MelLoss(sample_rate, alpha=0.0)(check_audio(x), check_audio(y))
+    with torch.device(x.device):
+        return MelLoss(sample_rate, alpha=0.0).to(x.dtype)(check_audio(x), check_audio(y))

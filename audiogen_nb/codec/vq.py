@@ -7,12 +7,12 @@ __all__ = ['draw_levels', 'Quantized', 'check_codes', 'ResidualQuantizer', 'chec
 
 # %% ../../nbs/07_residual.ipynb #43af1ef3
 from dataclasses import dataclass
-from numbers import Integral
 
 import torch
 from fastcore.basics import patch
 from torch import nn
 
+from ..arguments import whole_number
 from .codebook import Codebook, OneProcess, nearest_codes
 from .seanet import CODEC_PRESETS, CodecConfig, Decoder, Encoder
 from ..sound import check_audio
@@ -178,9 +178,7 @@ class Codec(nn.Module):
     def check_length(self, codes: torch.Tensor, length: int | None) -> None:
         "Refuse a length that does not end in the last frame of codes"
         n = check_codes(codes, self.n_q, self.card).shape[2] * self.hop_length
-        if not isinstance(length, Integral | None):
-            raise TypeError(f"length must be a whole number of samples, got {length!r}")
-        if length is not None and not n - self.hop_length < length <= n:
+        if length is not None and not n - self.hop_length < whole_number(length, "length") <= n:
             raise ValueError(f"length must be in {n - self.hop_length + 1}..{n} for {codes.shape[2]} frames, "
                              f"got {length}")
 

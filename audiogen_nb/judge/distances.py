@@ -48,7 +48,7 @@ def frechet_distance(
             f"{min(len(a), len(b))} embeddings are too few for {a.shape[1]} dimensions: a covariance needs "
             "more clips than dimensions; pass more clips, or embeddings of fewer dimensions"
         )
-    a, b = a.double(), b.double()
+    a, b = a.cpu().double(), b.cpu().double()                     # some devices have no float64
     roots = [_root(torch.cov(x.T).reshape(x.shape[1], -1)) for x in (a, b)]         # Sigma^1/2
     cross = torch.linalg.svdvals(roots[0] @ roots[1]).sum()                         # Tr (Sigma_a Sigma_b)^1/2
     means = (a.mean(0) - b.mean(0)).square().sum()
@@ -68,5 +68,5 @@ def kl_divergence(
     if reference.shape != generated.shape or reference.dim() != 2:
         shapes = f"{list(reference.shape)} and {list(generated.shape)}"
         raise ValueError(f"logits must be (N, C) twice, got {shapes}")
-    p, q = reference.double().log_softmax(-1), generated.double().log_softmax(-1)
+    p, q = reference.cpu().double().log_softmax(-1), generated.cpu().double().log_softmax(-1)
     return max(0.0, (p.exp() * (p - q)).sum(-1).mean().item())                      # sum of p log (p / q)

@@ -52,10 +52,11 @@ def draw(
     uniforms: torch.Tensor, # (...) in [0, 1)
 ) -> torch.Tensor: # (...) int64
     "The code at which the cumulative distribution passes the uniform"
+    device, probs = probs.device, probs.cpu() if probs.device.type == "mps" else probs         # MPS has no float64
     cumulative = probs.double().cumsum(-1)
     # scaled by the total, so that rounding can never point beyond the last code
     target = uniforms[..., None].to(cumulative) * cumulative[..., -1:]
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_max(probs.shape[-1] - 1)
+    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_max(probs.shape[-1] - 1).to(device)
 
 # %% ../../nbs/15_sampling.ipynb #182f46b1
 def guide(

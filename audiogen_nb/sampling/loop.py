@@ -66,7 +66,8 @@ def decode_frames(
     first, n_steps = unwritten.any(0).nonzero()[0].item(), sequence.shape[-1]
     scales = [check_sampling(scale, temperature, top_k, top_p)[0]
               for scale in guidance_scales(guidance_scale, n_steps - first)]
-    uniforms = uniform_streams(seeds, n_steps, self.config.n_q).to(sequence.device)
+    uniforms = uniform_streams(seeds, n_steps, self.config.n_q)
+    uniforms = uniforms if sequence.device.type == "mps" else uniforms.to(sequence.device)     # MPS has no float64
     guided = any(scale != 1 for scale in scales)  # plain sampling needs no row without text
     condition = _conditions(self, text_states, text_mask, negative, guided)
 

@@ -33,9 +33,9 @@ def blur_text(
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]: # states and mask, same shapes
     "Hide single words and add noise to the rest; the first state (of the sentence) is never hidden"
-    keep = torch.rand(mask.shape, generator=generator) >= hide
+    keep = torch.rand(mask.shape, generator=generator, device="cpu") >= hide     # drawn on the CPU: the same everywhere
     keep[:, 0] = True
-    amount = noise * torch.rand(len(states), 1, 1, generator=generator)
-    states = states + amount * torch.randn(states.shape, generator=generator)
-    mask = mask & keep
+    amount = noise * torch.rand(len(states), 1, 1, generator=generator, device="cpu")
+    blur = amount * torch.randn(states.shape, generator=generator, device="cpu")
+    states, mask = states + blur.to(states), mask & keep.to(mask.device)
     return states * mask[..., None], mask
