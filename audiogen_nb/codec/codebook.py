@@ -116,7 +116,8 @@ class CodebookUse:
     @property
     def perplexity(self) -> torch.Tensor:
         "Effective number of codes in use (K,)"
-        p = self.counts.double() / self.counts.sum(1, keepdim=True).clamp_min(1)
+        counts = self.counts.cpu().double()
+        p = counts / counts.sum(1, keepdim=True).clamp_min(1)
         return torch.special.entr(p).sum(1).exp()
 
     @property

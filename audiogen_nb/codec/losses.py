@@ -38,13 +38,13 @@ class MelScale(nn.Module):
     ):
         super().__init__()
         self.window_size, self.hop = window, window // 4
-        hann = torch.hann_window(window)
-        self.register_buffer("window", hann / hann.norm(), persistent=False)             # w_i
-        with warnings.catch_warnings():           # short windows have fewer bins than bands: some stay empty
-            warnings.simplefilter("ignore")
+        hann, device = torch.hann_window(window, device="cpu"), torch.get_default_device()
+        self.register_buffer("window", (hann / hann.norm()).to(device), persistent=False)             # w_i
+        with warnings.catch_warnings(), torch.device("cpu"):
+            warnings.simplefilter("ignore")       # short windows have fewer bins than bands: some stay empty
             n_bins, f_max = window // 2 + 1, sample_rate / 2
             bank = torchaudio.functional.melscale_fbanks(n_bins, f_min, f_max, n_mels, sample_rate)    # M_i
-        self.register_buffer("bank", bank.T.contiguous(), persistent=False)
+        self.register_buffer("bank", bank.T.contiguous().to(device), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:             # (B, 1, T) -> (B, n_mels, frames)
         edge = (self.window_size - self.hop) // 2
