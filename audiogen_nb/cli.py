@@ -231,14 +231,10 @@ def info_command(
     "Show how a sound file was made: prompt, seed, settings, model."
     import json
 
-    import soundfile
-
-    from audiogen_nb.soundfiles import read_tags
+    from audiogen_nb.soundfiles import describe
     if not sound.is_file():
         raise FileNotFoundError(f"no sound file at {sound}")
-    tags, facts = read_tags(sound), soundfile.info(sound)
-    about = {"sample_rate": facts.samplerate, "channels": facts.channels, "seconds": round(facts.duration, 3), **tags}
-    print(json.dumps(about, indent=1, ensure_ascii=False))
+    print(json.dumps(describe(sound), indent=1, ensure_ascii=False))
 
 # %% ../nbs/engine/cli.ipynb #7b13e64b
 def _codec_facts(codec) -> dict:

@@ -1,5 +1,6 @@
 """Sound as a tensor: levels, edges, files that appear whole, pictures with units, and what is refused."""
 import math
+import os
 import subprocess
 import sys
 import warnings
@@ -227,3 +228,12 @@ def test_tags_stay_in_the_file(tmp_path):
     with soundfile.SoundFile(tmp_path / "b.wav", "w", RATE, 1) as file:
         file.comment = "not ours"
     assert read_tags(tmp_path / "b.wav") == {}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_that_are_not_utf8(tmp_path):
+    for end in ("wav", "ogg"):
+        path = tmp_path / os.fsdecode(b"h\xf6ren." + end.encode())                 # latin-1, as old archives have it
+        save_audio(path, TONE, RATE, tags={"prompt": "rain"})
+        assert load_audio(path)[0].shape == TONE.shape and read_tags(path)["prompt"] == "rain"
+    assert len(list(tmp_path.iterdir())) == 2
