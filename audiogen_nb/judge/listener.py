@@ -26,6 +26,7 @@ from ..data.clips import Clip, split_clips
 from ..train.loop import step_generator, warmup_cosine
 from ..train.tokens import clips_fingerprint, fill_clip
 from ..files import atomic_path, cache_dir
+from ..sampling.request import fold_seed
 from ..sound import check_audio, log_mel, set_level
 from ..data.toy import TOY_KINDS
 from ..data.toy_kinds import toy_clip
@@ -194,7 +195,7 @@ def fit_listener(
     "Train a listener; the same clips and settings give the same listener"
     s = settings
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(s.seed)                              # initial weights and dropout
+        torch.manual_seed(fold_seed(s.seed))                              # initial weights and dropout
         listener = Listener(kinds, s.width)
         features, labels = listener_examples(listener, groups, s.n_each, s.seconds, s.seed)
         optimizer = torch.optim.AdamW(listener.parameters(), s.learning_rate, weight_decay=0.05)

@@ -26,6 +26,7 @@ from ..engine.processes import (average_gradients, mean_over_processes, own_part
                                           share_codebooks, share_weights, sum_over_processes, world_size)
 from ..engine.surroundings import leaves_no_trace
 from ..codec.codebook import CodebookUse
+from ..sampling.request import fold_seed
 from ..sound import fade, fit_length, save_audio
 from .codec_step import (Adversary, check_clips, codec_batch, rebuild, reconstruction_losses,
                                           start_codebooks)
@@ -312,7 +313,7 @@ def fit_codec_from_config(
     if settings.freeze_encoder and start_from is None:
         raise ValueError("freeze_encoder trains the decoder of a finished codec: "
                          "pass start_from (--start-from), its run's folder")
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(fold_seed(settings.seed))
     codec = Codec(Codec.preset(config["codec"]))
     if start_from is not None:
         load_checkpoint(Path(start_from) / "checkpoint.pt", {"codec": codec})

@@ -16,6 +16,7 @@ from ..codec.adversarial import (MSSTFTDiscriminator, discriminator_loss, featur
 from ..codec.losses import MelLoss, mel_distance, si_sdr, time_loss
 from ..codec.vq import Codec
 from ..data.clips import Clip, random_crop
+from ..sampling.request import fold_seed
 from ..sound import check_audio, set_level
 
 # %% ../../nbs/10_codec_training.ipynb #849cd483
@@ -133,7 +134,7 @@ class Adversary:
     ):
         self.one_level, self.form = one_level, form
         with torch.random.fork_rng(devices=[]):                            # leaves the global generator alone
-            torch.manual_seed(seed)
+            torch.manual_seed(fold_seed(seed))
             self.model = MSSTFTDiscriminator(MSSTFTDiscriminator.preset(preset)).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), learning_rate, betas=(0.5, 0.9))
 

@@ -25,7 +25,7 @@ from ..engine.surroundings import leaves_no_trace
 from ..hub import POCKET, make_card
 from ..lm.transformer import AudioLM
 from ..pipeline import AudioGen
-from ..sampling.request import Generation
+from ..sampling.request import Generation, fold_seed
 from ..sound import save_audio, set_level
 from ..text.captions import CachedTextEncoder
 from ..text.encoders import TextEncoder, drop_text
@@ -188,7 +188,7 @@ def fit_lm_from_config(
         raise ValueError(
             "keep_start goes back to the weights of another run: pass start_from (--start-from), its folder"
         )
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(fold_seed(settings.seed))
     lm = AudioLM(AudioLM.preset(config["lm"]))
     if start_from is not None:
         load_checkpoint(Path(start_from) / "checkpoint.pt", {"lm": lm})

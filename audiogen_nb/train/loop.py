@@ -34,6 +34,7 @@ except ImportError:                                    # Windows
     fcntl = None
 
 from ..engine.processes import mean_over_processes, rank
+from ..sampling.request import fold_seed
 from ..files import atomic_path, sweep_stale
 
 # %% ../../nbs/engine/training_loop.ipynb #ebf816e0
@@ -42,7 +43,7 @@ def step_generator(
     step: int, # number of the step
 ) -> torch.Generator:
     "Random generator that depends on (seed, step) only"
-    return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2 ** 63)
+    return torch.Generator("cpu").manual_seed(fold_seed(seed * 1_000_003 + step))
 
 # %% ../../nbs/engine/training_loop.ipynb #e2732f0a
 def warmup_cosine(

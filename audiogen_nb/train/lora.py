@@ -23,6 +23,7 @@ from ..engine.linear import precision
 from ..engine.trust import inside, stored_tensors
 from ..files import new_folder, read_json
 from ..hub import derived_card
+from ..sampling.request import fold_seed
 from .lm import LMTraining, fit_lm
 from .loop import locks_folder
 from .runs import read_recipe, record_recipe
@@ -64,7 +65,7 @@ def adapters(
     wanted = {name: p.requires_grad for name, p in lm.named_parameters()}
     config = peft.LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=settings.targets)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(fold_seed(settings.seed))
         adapted = peft.get_peft_model(lm, config)
     try:
         yield adapted
