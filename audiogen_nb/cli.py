@@ -231,10 +231,10 @@ def info_command(
     "Show how a sound file was made: prompt, seed, settings, model."
     import json
 
-    from audiogen_nb.soundfiles import describe
+    from audiogen_nb.soundfiles import sound_facts
     if not sound.is_file():
         raise FileNotFoundError(f"no sound file at {sound}")
-    print(json.dumps(describe(sound), indent=1, ensure_ascii=False))
+    print(json.dumps(sound_facts(sound), indent=1, ensure_ascii=False))
 
 # %% ../nbs/engine/cli.ipynb #7b13e64b
 def _codec_facts(codec) -> dict:
