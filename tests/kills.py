@@ -154,16 +154,20 @@ def run(n, seed=0, jobs=tuple(JOBS), show=lambda text: None):
             _forget(job, folder, counts[job])
             process = context.Process(target=JOBS[job][0], args=(folder,))
             process.start()
+            start = time.monotonic()
             process.join(moments.uniform(0.02, 0.95) * lasts[job])
             if process.is_alive():
                 os.kill(process.pid, signal.SIGKILL)
                 counts[job] += 1
+            else:
+                lasts[job] = min(lasts[job], time.monotonic() - start)      # quicker than it was before
             process.join()
             assert process.exitcode in (0, -signal.SIGKILL), f"{job} failed after a kill"
             JOBS[job][1](folder)
             show(f"{sum(counts.values())} of {n}")
             if sum(counts.values()) == n:
                 break
+        assert sum(counts.values()) == n, "too few were killed"
         for job in jobs:
             _forget(job, folder, 1)
             _finish(context, job, folder)
@@ -186,7 +190,7 @@ def _forget(job, folder, count):
     import shutil
     if job == "train" and (count % 5 == 0 or (folder / "run" / "model").exists()):         # a finished run is not done again
         shutil.rmtree(folder / "run", ignore_errors=True), (folder / "step").unlink(missing_ok=True)
-    if job == "save" and count % 5 == 0:
+    if job == "save" and (count % 5 == 0 or (folder / "saved" / "m19").exists()):
         (folder / "done").unlink(missing_ok=True)
         shutil.rmtree(folder / "saved"), (folder / "saved").mkdir()
 
