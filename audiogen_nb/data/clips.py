@@ -109,7 +109,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[tuple[str, str]]]]:
                     names = [_plain(name) for name in row]
                 elif len(row) != len(names):
                     _refuse(path, line, f"{len(row)} cells under a header of {len(names)}; put quotation marks "
-                                        f"around a cell that has {delimiter!r} in it: {row}")
+                                        f"around a cell that has {delimiter!r} in it: {str(row)[:200]}")
                 else:
                     yield line, list(zip(names, row))
             line = reader.line_num + 1
@@ -144,7 +144,7 @@ def _row(table: Path, line: int, cells: list[tuple[str, object]], folders: list[
     said = [v for c, value in known if _is_caption(c) for v in (value if isinstance(value, list) else [value])]
     texts = [file, *said, str(kind) if type(kind) is int else kind]
     if wrong := [v for v in texts if not (v is None or isinstance(v, str) and not re.search("[\0\ud800-\udfff]", v))]:
-        _refuse(table, line, f"file, captions and kind must be text, got {wrong[0]!r}")
+        _refuse(table, line, f"file, captions and kind must be text, got {str(wrong[0])[:200]!r}")
     captions = tuple(" ".join(text.split()) for text in said if text and text.strip())
     if not (file and file.strip() and captions):
         _refuse(table, line, f"it needs a `file` and at least one `caption`, got {dict(cells)}")
@@ -190,7 +190,7 @@ def _rows_of_table(root: Path, table: Path, folders: list[Path]) -> list[_Row]:
             missing.append(f"{_below(row.path, root)} (line {line}, {_outside(row.path)})")
         first = rows.setdefault(os.path.abspath(row.path), row)
         if first.kind != row.kind:
-            _refuse(table, line, f"kind {row.kind!r} for the sound that has {first.kind!r} in line {first.line}")
+            _refuse(table, line, f"kind {row.kind[:80]!r} for the sound that has {first.kind[:80]!r} in line {first.line}")
         joined = tuple(dict.fromkeys(first.captions + row.captions))
         rows[os.path.abspath(row.path)] = first._replace(captions=joined)
     if missing:

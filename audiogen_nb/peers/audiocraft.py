@@ -99,7 +99,8 @@ def lm_config(
     delays = setting(config, "codebooks_pattern.delay.delays", usual) if pattern == "delay" else usual
     if pattern not in ("delay", "parallel") or delays != usual:
         raise ValueError(
-            f"this checkpoint lays its streams out by {str(pattern)[:80]!r} with delays {str(delays)[:80]}, "
+            f"this checkpoint lays its streams out by the pattern {str(pattern)[:80]!r} "
+            f"with delays {str(delays)[:80]}, "
             f"which is not supported; it must be 'parallel', or 'delay' with delays {usual}"
         )
     # the width of the text is in no setting that can be relied on: it is that of the projection
