@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import torch
 
-from ..lm.transformer import AudioLM
-from ..sampling.request import as_seeds
-from ..sampling.request import derive_seed
+from ..sampling.loop import AudioLM               # which teaches it decode_frames
+from ..sampling.request import as_seeds, derive_seed
+
 
 # %% ../../nbs/engine/windows.ipynb #55cf46fa
 class Window(NamedTuple):

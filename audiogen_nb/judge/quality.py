@@ -73,7 +73,7 @@ def opus_round_trip(
         save_audio(wav, audio.clamp(-1, 1), sample_rate)
         encode = ["opusenc", "--quiet", "--bitrate", str(kbps), "--hard-cbr", "--framesize", "60", wav, opus]
         for command in (encode, ["opusdec", "--quiet", "--rate", str(sample_rate), opus, back]):
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
             if done.returncode:
                 raise RuntimeError(f"{command[0]} failed: {done.stderr.strip()[-300:]}")
         headers, audio_packets = 2, ogg_packets(Path(opus).read_bytes())
