@@ -53,7 +53,8 @@ def pack_weights(
             packed[name], packed[name + ".scale"] = (value / scale).round().to(torch.int8), scale.half()
         else:
             packed[name] = (
-                value.to(getattr(torch, weights.replace("int8", "float16"))) if value.is_floating_point() else value
+                value.to(getattr(torch, weights.replace("int8", "float16")))
+                if value.is_floating_point() else value
             )
     return {name: value.contiguous() for name, value in packed.items()}
 
@@ -64,7 +65,8 @@ def unpack_weights(
     "The state dictionary of a packed one"
     names = [name for name in packed if not name.endswith(".scale")]
     return {name: packed[name].float() * packed.get(name + ".scale", torch.tensor(1.0)).float()
-            if packed[name].is_floating_point() or name + ".scale" in packed else packed[name] for name in names}
+            if packed[name].is_floating_point() or name + ".scale" in packed else packed[name]
+            for name in names}
 
 # %% ../nbs/engine/hub.ipynb #089362e2
 class Parts(NamedTuple):
@@ -76,8 +78,8 @@ class Parts(NamedTuple):
     provenance: dict           # data, steps, licence: anything JSON can hold; "card" is the text of README.md
 
 # %% ../nbs/engine/hub.ipynb #bbae76dc
-_ON_THE_HUB = ("apache-2.0", "mit", "cc0-1.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-4.0",
-               "cc-by-nc-sa-4.0", "gpl-2.0", "gpl-3.0")
+_ON_THE_HUB = ("apache-2.0", "mit", "cc0-1.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0",
+               "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "gpl-2.0", "gpl-3.0")
 
 def _hub_licence(licence):
     "A licence in the hub's words: its own name for it, else other or unknown"
@@ -106,8 +108,8 @@ def _join_card(head, text):
 
 def _head(licence, **more):
     "The settings of a card"
-    return {**_hub_licence(licence), "library_name": "audiogen_nb", "pipeline_tag": "text-to-audio", "language": "en",
-            "tags": ["audiogen", "text-to-audio"], **more}
+    return {**_hub_licence(licence), "library_name": "audiogen_nb", "pipeline_tag": "text-to-audio",
+            "language": "en", "tags": ["audiogen", "text-to-audio"], **more}
 
 def _base(provenance):
     "The model of the hub that a model comes from, if there is one"
@@ -136,9 +138,12 @@ def make_card(
             f"{c.n_q} streams of {c.card} codes, {c.bit_rate / 1000:g} kbit/s |\n"
             f"| language model | {millions(l)}, {l.config.dim} wide, {l.config.n_layers} layers, "
             f"{l.config.pattern} layout |\n"
-            f"| text | {text}, {l.config.text_dim} wide |", f"## Licence\n\n{licence[0].upper()}{licence[1:]}",
-            f"## How it was made\n\n```json\n{json.dumps(provenance, indent=1)}\n```" if provenance else "", credits]
-    return _join_card(_head(provenance.get("licence"), **_base(provenance)), "\n\n".join(filter(None, rows)) + "\n")
+            f"| text | {text}, {l.config.text_dim} wide |",
+            f"## Licence\n\n{licence[0].upper()}{licence[1:]}",
+            f"## How it was made\n\n```json\n{json.dumps(provenance, indent=1)}\n```" if provenance else "",
+            credits]
+    return _join_card(_head(provenance.get("licence"), **_base(provenance)),
+                      "\n\n".join(filter(None, rows)) + "\n")
 
 # %% ../nbs/engine/hub.ipynb #5c28394f
 def derived_card(
@@ -148,7 +153,8 @@ def derived_card(
     licence: str | None = None, # of the other; None: that of the first
     **head, # what changes in the YAML at the head, such as license or library_name
 ) -> str: # Markdown
-    "The card of a model that is made from another one: what was done, then the card of that one with all its credits"
+    ("The card of a model that is made from another one: "
+     "what was done, then the card of that one with all its credits")
     old, body = _split_card(parts.provenance.get("card") or make_card(parts))
     name = re.match(r"\s*# +(.+)", body)
     body = body[name.end():].strip() if name else body.strip()
@@ -156,7 +162,8 @@ def derived_card(
     head = {**_head(parts.provenance.get("licence")), **old, **_base(parts.provenance), **head}
     if licence is not None:
         head = {k: v for k, v in head.items() if not k.startswith("license")} | _hub_licence(licence)
-    return _join_card(head, f"# {title.format(name)}\n\n{text}\n\n## What it was made from: {name}\n\n{body}\n")
+    return _join_card(head, f"# {title.format(name)}\n\n{text}\n\n"
+                            f"## What it was made from: {name}\n\n{body}\n")
 
 # %% ../nbs/engine/hub.ipynb #cfcf0adb
 def with_card(
@@ -172,7 +179,8 @@ def with_card(
     if not path.is_file():
         return provenance
     if not path.resolve().is_relative_to(home):
-        raise ValueError(f"{path} is a link out of its folder, to {path.resolve()}; put a copy of the text there")
+        raise ValueError(f"{path} is a link out of its folder, to {path.resolve()}; "
+                         "put a copy of the text there")
     if path.stat().st_size > 1_000_000:
         raise ValueError(f"{path} has {path.stat().st_size} bytes, a model card at most 1000000")
     return provenance | {"card": path.read_text(encoding="utf-8-sig", errors="replace")}
@@ -184,8 +192,8 @@ def save_parts(
     parts: Parts,
     folder: str | Path, # must not exist yet, unless `exist_ok`
     weights: str = "float32", # stored precision, see `pack_weights`; the codec is never below float16
-    card: str | None = None,  # text of the model card, README.md; None: the one the model was loaded with, else one
-                              # made from its provenance
+    card: str | None = None,  # text of the model card, README.md; None: the one the model was loaded with,
+                              # else one made from its provenance
     exist_ok: bool = False, # replace the model in an existing folder, once the new one is whole
 ) -> Path: # the folder
     "Save a model as a folder that `load_parts` reads"
@@ -193,12 +201,14 @@ def save_parts(
     _check_place(folder, exist_ok)
     card = card or provenance.get("card") or make_card(parts)
     config = {"format_version": FORMAT_VERSION, "codec": asdict(codec.config), "lm": asdict(lm.config),
-              "generation": asdict(generation), "provenance": {k: v for k, v in provenance.items() if k != "card"}}
+              "generation": asdict(generation),
+              "provenance": {k: v for k, v in provenance.items() if k != "card"}}
     # the running averages of the codebooks matter in training only
     codec_state = {k: v for k, v in codec.state_dict().items() if not k.endswith((".count", ".total"))}
     with new_folder(folder, replace=exist_ok) as temporary:
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        save_file(pack_weights(codec_state, weights.replace("int8", "float16")), temporary / "codec.safetensors")
+        save_file(pack_weights(codec_state, weights.replace("int8", "float16")),
+                  temporary / "codec.safetensors")
         save_file(pack_weights(lm.state_dict(), weights), temporary / "lm.safetensors")
         text_encoder.save(temporary / "text")
         if not _split_card(card)[0]:                            # the hub wants to know what it is
@@ -218,8 +228,8 @@ def _check_place(folder, exist_ok):
     except ValueError:
         others = sorted(names) or ["folders"]
     if others:
-        raise FileExistsError(f"{folder} holds other things than a model ({', '.join(others[:3])}), which would be "
-                              "lost; choose another name, or move them first")
+        raise FileExistsError(f"{folder} holds other things than a model ({', '.join(others[:3])}), "
+                              "which would be lost; choose another name, or move them first")
 
 # %% ../nbs/engine/hub.ipynb #cbee3871
 def _load_weights(module, path):
@@ -246,7 +256,7 @@ def load_parts(
     device: str | torch.device = "cpu",
     dtype: (
         torch.dtype | str | None
-    ) = None,  # of the language model: "float32", "bfloat16" or "int8", for generation only; None is float32, trainable
+    ) = None,  # of the language model: "float32", "bfloat16" or "int8" to generate; None: float32, trainable
     text_encoder: TextEncoder | None = None,  # None: the one inside
 ) -> Parts:
     "Load a model from a folder"
@@ -293,9 +303,10 @@ def _check_sizes(codec_config, shape, codec_file, lm_file):
     lm = {name.replace("blocks.0.", f"blocks.{i}."): tuple(value.shape) for name, value in first.items()
           for i in range(shape.n_layers if name.startswith("blocks.") else 1)}
     check_tensors(lm_file, lm)
-    needs, free = 12 * sum(map(math.prod, codec.values())), free_memory()          # as stored, converted, in place
+    needs, free = 12 * sum(map(math.prod, codec.values())), free_memory()     # as stored, converted, in place
     if needs > free:
-        raise ValueError(f"the codec in {codec_file} needs {needs / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free")
+        raise ValueError(f"the codec in {codec_file} needs {needs / 1e9:.1f} GB, "
+                         f"but {free / 1e9:.1f} GB are free")
 
 # %% ../nbs/engine/hub.ipynb #4902fcbe
 def _fill(lm, path, device):
@@ -306,7 +317,8 @@ def _fill(lm, path, device):
             stored = lambda name: {k: file.get_tensor(k) for k in (name, name + ".scale") if k in names}
             fill_lm(
                 lm,
-                ((name, unpack_weights(stored(name))[name]) for name in sorted(names) if not name.endswith(".scale")),
+                ((name, unpack_weights(stored(name))[name])
+                 for name in sorted(names) if not name.endswith(".scale")),
                 device,
             )
     except FileNotFoundError:
@@ -331,8 +343,8 @@ def layout_of(
         return "musicgen"
     if "format_version" not in config:
         raise ValueError(
-            f"{folder} holds no model: pass a folder of this book (config.json with a format_version), of AudioCraft "
-            "(state_dict.bin) or of transformers' MusicGen (config.json)"
+            f"{folder} holds no model: pass a folder of this book (config.json with a format_version), "
+            "of AudioCraft (state_dict.bin) or of transformers' MusicGen (config.json)"
         )
     return "audiogen_nb"
 
@@ -343,17 +355,18 @@ AUDIOCRAFT_FILES = ("state_dict.bin", "compression_state_dict.bin")      # langu
 # %% ../nbs/engine/hub.ipynb #8655a7dc
 def model_folder(
     name: str | Path, # "pocket", a folder, or a hub id "owner/name"
-    files: tuple[str, ...] | None = None,  # what to fetch of a hub id, or patterns; None: what its layout needs
+    files: tuple[str, ...] | None = None, # files of a hub id, or patterns; None: those its layout needs
     revision: str | None = None, # branch, tag or commit of a hub id; None is its main branch
     token: str | bool | None = None, # for the hub; None: the one of a login, if there is one
-    cache_dir: str | Path | None = None, # where the hub's files are kept; None: where its other users keep them
+    cache_dir: str | Path | None = None, # where the hub's files are kept; None: where its other users do
     local_files_only: bool = False, # only look into that cache
 ) -> Path:
     "The folder of a model: bundled, given, or fetched from the hub"
     folder = POCKET if str(name) == "pocket" else Path(name)
     if folder.is_dir():
         if revision is not None:
-            warnings.warn(f"revision is of no effect: {name} is a folder here, not a model of the hub", stacklevel=2)
+            warnings.warn(f"revision is of no effect: {name} is a folder here, not a model of the hub",
+                          stacklevel=2)
         return _with_a_model(folder)
     if folder.is_file():
         raise ValueError(f"{name} is a file, and a model is a folder: pass the one that holds config.json")
@@ -362,19 +375,22 @@ def model_folder(
             f"no model {str(name)!r}: there is no folder of that name; pass 'pocket' (bundled), an existing "
             "folder, or a hub id 'owner/name' such as 'facebook/audiogen-medium'"
         )
-    return _of_the_hub(str(name), files, dict(revision=revision, token=token, cache_dir=cache_dir), local_files_only)
+    return _of_the_hub(str(name), files, dict(revision=revision, token=token, cache_dir=cache_dir),
+                       local_files_only)
 
 # %% ../nbs/engine/hub.ipynb #c86710df
 def _with_a_model(folder):
     "The folder, if there is anything of a model in it"
-    if not any(path.name == "config.json" or path.suffix in (".bin", ".safetensors") for path in folder.iterdir()):
-        hub = "; to get the hub's model of this name, call from elsewhere" if folder.as_posix().count("/") == 1 else ""
+    if not any(path.name == "config.json" or path.suffix in (".bin", ".safetensors")
+               for path in folder.iterdir()):
+        hub = ("; to get the hub's model of this name, call from elsewhere"
+               if folder.as_posix().count("/") == 1 else "")
         raise ValueError(f"{folder} is a folder that holds no model: no config.json, no weights{hub}")
     return folder
 
 # %% ../nbs/engine/hub.ipynb #7ddbe031
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "spiece.model",
-              "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+              "spiece.model", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
 
 def _needed(names, source):
     "Of the names of files, those that the model's layout needs; and those that it cannot do without"
@@ -390,8 +406,8 @@ def _needed(names, source):
     if pick(*AUDIOCRAFT_FILES):
         return pick(*AUDIOCRAFT_FILES), AUDIOCRAFT_FILES
     pickles = pick("pytorch_model*.bin")
-    what = f"its weights are pickles ({pickles[0]}); let transformers write safetensors of them" if pickles else (
-        f"it has {', '.join(names[:5]) or 'no files'}{' and more' if len(names) > 5 else ''}")
+    what = (f"its weights are pickles ({pickles[0]}); let transformers write safetensors of them" if pickles
+            else f"it has {', '.join(names[:5]) or 'no files'}{' and more' if len(names) > 5 else ''}")
     raise ValueError(f"{source} holds no model that can be read here: {what}")
 
 # %% ../nbs/engine/hub.ipynb #26708a49
@@ -412,18 +428,20 @@ def _of_the_hub(name, files, hub, local_files_only):
             offline = told
     try:
         if wanted is not None:
-            folder = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=local_files_only, **hub))
+            folder = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=local_files_only,
+                                            **hub))
         else:
             folder = _in_the_cache(snapshot_download, name, hub)
-            needed = _needed([p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()], where)[1]
+            needed = _needed([p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()],
+                             where)[1]
     except Exception as e:
         if (told := offline or _told(where, name, e)) is None:
             raise
         raise told from e
     missing = [file for file in needed if not (folder / file).is_file()]
     if missing and (offline or local_files_only):
-        raise FileNotFoundError(f"the copy of {where} in the cache is not complete, {', '.join(missing)} is missing; "
-                                "load it once with a network and without local_files_only")
+        raise FileNotFoundError(f"the copy of {where} in the cache is not complete, {', '.join(missing)} "
+                                "is missing; load it once with a network and without local_files_only")
     if missing:
         raise FileNotFoundError(f"{where} is not complete on the hub: {', '.join(missing)} is missing")
     if offline and not offline.wanted:
@@ -452,14 +470,17 @@ def _told(where, name, e):
     kind = lambda *names: isinstance(e, tuple(getattr(hub, n) for n in names if hasattr(hub, n)))
     log_in = "log in with `hf auth login`, or pass token="
     if kind("GatedRepoError"):
-        return FileNotFoundError(f"{where} is gated: accept its terms on its page, huggingface.co/{name}, and {log_in}")
+        return FileNotFoundError(f"{where} is gated: accept its terms on its page, huggingface.co/{name}, "
+                                 f"and {log_in}")
     if kind("RevisionNotFoundError"):
-        return FileNotFoundError(f"{where} is not on the hub, but {name!r} is: pass a branch, a tag or a commit of it")
+        return FileNotFoundError(f"{where} is not on the hub, but {name!r} is: "
+                                 "pass a branch, a tag or a commit of it")
     if kind("RepositoryNotFoundError"):
-        return FileNotFoundError(f"{where} is neither a folder here nor on the hub, or it is private: check the name, "
-                                 f"or {log_in}")
+        return FileNotFoundError(f"{where} is neither a folder here nor on the hub, or it is private: "
+                                 f"check the name, or {log_in}")
     if kind("LocalTokenNotFoundError"):
-        return FileNotFoundError(f"cannot get {where}: token=True asks for a login, and there is none; {log_in}")
+        return FileNotFoundError(f"cannot get {where}: token=True asks for a login, and there is none; "
+                                 f"{log_in}")
     if kind("HFValidationError"):
         return ValueError(f"{name!r} is neither a folder here nor a possible name on the hub (owner/name)")
     if status in (401, 403):
@@ -467,27 +488,29 @@ def _told(where, name, e):
     if kind("RemoteEntryNotFoundError"):
         return FileNotFoundError(f"{where} is not complete on the hub: a file that it lists is missing")
     if status:
-        return _Unreachable(f"the hub answers for {where} with status {status}; that is a fault of the server or too "
-                            "many requests: try again later")
+        return _Unreachable(f"the hub answers for {where} with status {status}; "
+                            "that is a fault of the server or too many requests: try again later")
     return _told_of_the_network(where, e, kind)
 
 # %% ../nbs/engine/hub.ipynb #80bf2814
 def _told_of_the_network(where, e, kind):
     "The same of faults that no server told"
     if kind("IncompleteSnapshotError"):
-        return FileNotFoundError(f"the copy of {where} in the cache is not complete; load it once with a network")
+        return FileNotFoundError(f"the copy of {where} in the cache is not complete; "
+                                 "load it once with a network")
     if kind("OfflineModeIsEnabled", "LocalEntryNotFoundError"):
-        found = _Unreachable(f"{where} is not in the cache, and the network must not be used or is not there; load it "
-                             "once with a network, without HF_HUB_OFFLINE and local_files_only, or pass 'pocket' "
-                             "(bundled) or a folder")
+        found = _Unreachable(f"{where} is not in the cache, and the network must not be used or is not "
+                             "there; load it once with a network, without HF_HUB_OFFLINE and "
+                             "local_files_only, or pass 'pocket' (bundled) or a folder")
         found.wanted = kind("OfflineModeIsEnabled")
         return found
     if isinstance(e, OSError) and e.errno and not isinstance(e, (ConnectionError, TimeoutError)):
-        return OSError(f"cannot store {where} in the hub's cache: {e.strerror or e}; make room, or pass cache_dir=")
+        return OSError(f"cannot store {where} in the hub's cache: {e.strerror or e}; "
+                       "make room, or pass cache_dir=")
     clients = ("httpx", "httpx2", "httpcore", "requests", "urllib3")
     if isinstance(e, OSError) or type(e).__module__.split(".")[0] in clients:
-        return _Unreachable(f"cannot reach the hub for {where} ({type(e).__name__}); check the name and the network, "
-                            "or pass 'pocket' (bundled) or a folder")
+        return _Unreachable(f"cannot reach the hub for {where} ({type(e).__name__}); "
+                            "check the name and the network, or pass 'pocket' (bundled) or a folder")
 
 # %% ../nbs/engine/hub.ipynb #f34256c0
 def push_parts(
@@ -508,21 +531,25 @@ def push_parts(
         try:
             api.create_repo(repo_id, private=private, exist_ok=True)
             if private and api.model_info(repo_id).private is False:
-                raise ValueError(f"{repo_id} is there already, and public; pass private=False, or another name")
+                raise ValueError(f"{repo_id} is there already, and public; "
+                                 "pass private=False, or another name")
             if revision is not None:
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision,
                                          commit_message=commit_message or "Upload a model of audiogen_nb"))
         except Exception as e:
-            if isinstance(e, ValueError) or (told := _told(f"the repository {repo_id!r}", repo_id, e)) is None:
+            if (isinstance(e, ValueError)
+                    or (told := _told(f"the repository {repo_id!r}", repo_id, e)) is None):
                 raise
             raise told from e
 
 # %% ../nbs/engine/hub.ipynb #5101563e
 class ModelOfParts:
     "A codec, a language model and a text encoder that belong together"
-    def __init__(self, codec: Codec, lm: AudioLM, text_encoder: TextEncoder, generation: Generation, provenance: dict):
-        if lm.config.n_q != codec.n_q or lm.config.card != codec.card or lm.config.text_dim != text_encoder.width:
+    def __init__(self, codec: Codec, lm: AudioLM, text_encoder: TextEncoder, generation: Generation,
+                 provenance: dict):
+        if (lm.config.n_q != codec.n_q or lm.config.card != codec.card
+                or lm.config.text_dim != text_encoder.width):
             raise ValueError(
                 f"the parts do not fit: codec {codec.n_q} x {codec.card}, language model {lm.config.n_q} x "
                 f"{lm.config.card} with text width {lm.config.text_dim}, text encoder {text_encoder.width}"
@@ -578,9 +605,9 @@ class ModelOfParts:
 @patch
 def save_pretrained(self: ModelOfParts,
     folder: str | Path, # must not exist yet, unless `exist_ok`
-    weights: str = "float32",  # stored precision: "float32", "float16" or "int8"; the codec is never below float16
-    card: str | None = None,  # text of the model card; None: the one it was loaded with, else one made from what
-                              # is known of it
+    weights: str = "float32", # stored precision: "float32", "float16" or "int8"; never int8 for the codec
+    card: str | None = None,  # text of the model card; None: the one it was loaded with,
+                              # else one made from what is known of it
     exist_ok: bool = False, # replace the model in an existing folder, once the new one is whole
 ) -> Path: # the folder
     "Save as a folder that `from_pretrained` reads"

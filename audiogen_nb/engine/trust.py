@@ -21,14 +21,16 @@ def inside(
     "The path of a regular file that lies in a folder; a name or a link that leads out is refused, and named"
     home, odd = Path(folder).resolve(), not isinstance(name, str) or not name or "\0" in name
     if odd or re.match(r"[\\/~]|\w:", name) or ".." in re.split(r"[\\/]", name):
-        raise ValueError(f"{folder}: {who} names {str(name)[:200]!r}, which is no file of this folder; it was not read")
+        raise ValueError(f"{folder}: {who} names {str(name)[:200]!r}, "
+                         "which is no file of this folder; it was not read")
     path = Path(folder) / name
     try:
         real = path.resolve()
-    except RuntimeError:                                        # links in a circle, in older versions of Python
+    except RuntimeError:                                      # links in a circle, in older versions of Python
         real = path
     if not any(real.is_relative_to(place) for place in (home, *_blobs(home))):
-        raise ValueError(f"{path} is a link that leads out of its folder, to {real}; it was not read: put a copy there")
+        raise ValueError(f"{path} is a link that leads out of its folder, to {real}; "
+                         "it was not read: put a copy there")
     if not real.exists():
         raise FileNotFoundError(f"{folder} is not complete: {name} is missing")
     if not real.is_file():
@@ -38,7 +40,8 @@ def inside(
 # %% ../../nbs/engine/trust.ipynb #c7f6a8d9
 def _blobs(home):
     "Where the files of a folder in the Hugging Face cache are kept"
-    return [p.parent / "blobs" for p in home.parents if p.name == "snapshots" and p.parent.name.startswith("models--")]
+    return [p.parent / "blobs" for p in home.parents
+            if p.name == "snapshots" and p.parent.name.startswith("models--")]
 
 # %% ../../nbs/engine/trust.ipynb #42d383d8
 class Stored(NamedTuple):
@@ -72,8 +75,10 @@ def check_tensors(
     "Refuse a file of other tensors than those wanted, before any of them is read"
     stored = stored_tensors(path)
     scales = {name: part for name, part in stored.items() if name.endswith(".scale") and name not in wanted}
-    wrong = [name for name, part in stored.items() if name not in scales and not _fits(name, part, wanted, scales)]
-    wrong += [name for name, part in scales.items() if name.removesuffix(".scale") not in wanted or not part.shape]
+    wrong = [name for name, part in stored.items()
+             if name not in scales and not _fits(name, part, wanted, scales)]
+    wrong += [name for name, part in scales.items()
+              if name.removesuffix(".scale") not in wanted or not part.shape]
     wrong += [name for name in wanted if name not in stored and not name.endswith(optional or ("\0",))]
     if wrong:
         raise ValueError(

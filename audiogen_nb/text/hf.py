@@ -112,14 +112,17 @@ def _reason(e: Exception) -> str: return (str(e) or type(e).__name__).strip().sp
 
 
 def _open_saved(folder: Path) -> tuple:  # name, revision, settings, model, tokenizer
-    "Load what a saved config.json asks for: a checked folder inside, or a pinned revision; safetensors, no code."
+    ("Load what a saved config.json asks for: "
+     "a checked folder inside, or a pinned revision; safetensors, no code.")
     path = inside(folder, "config.json", "the layout")
     config = read_json(path)
     if config.get("type") != "hf":
-        raise ValueError(f"{path} describes a text encoder of type {str(config.get('type'))[:80]!r}, not 'hf'")
+        raise ValueError(f"{path} describes a text encoder of type {str(config.get('type'))[:80]!r}, "
+                         "not 'hf'")
     settings = {name: config[name] for name in ("max_length", "normalise") if name in config}
     whole_number(settings.get("max_length", 512), "max_length", 1, 10**6)
-    if not isinstance(settings.get("normalise", False), bool): raise TypeError("normalise must be true or false")
+    if not isinstance(settings.get("normalise", False), bool):
+        raise TypeError("normalise must be true or false")
     name, revision = config.get("name"), None
     if name is None: _check_inside(folder / "encoder")
     else: revision = _check_pinned(path, name, config.get("revision"))
@@ -129,24 +132,29 @@ def _open_saved(folder: Path) -> tuple:  # name, revision, settings, model, toke
         model, found = _load_encoder(
             source, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **pin)
     except ImportError: raise
-    except OSError as e: raise FileNotFoundError(f"cannot load the text encoder {name or source}: {_reason(e)}") from e
-    except Exception as e: raise ValueError(f"cannot load the text encoder {name or source}: {_reason(e)}") from e
+    except OSError as e:
+        raise FileNotFoundError(f"cannot load the text encoder {name or source}: {_reason(e)}") from e
+    except Exception as e:
+        raise ValueError(f"cannot load the text encoder {name or source}: {_reason(e)}") from e
     if found["missing_keys"]:
-        raise ValueError(f"the text encoder {name or source} lacks {len(found['missing_keys'])} of its weights")
+        raise ValueError(f"the text encoder {name or source} lacks {len(found['missing_keys'])} "
+                         "of its weights")
     return name, revision, settings, model, tokenizer
 
 # %% ../../nbs/engine/text_encoders.ipynb #8e237779
 def _check_pinned(path: Path, name: str, revision: str | None) -> str:
     "The revision of a name on the hub; anything else than a name and a revision is refused."
     parts = name.split("/") if isinstance(name, str) else []
-    if not 1 <= len(parts) <= 2 or not all(re.fullmatch(r"\w[\w.-]{0,95}", part) for part in parts) or ".." in name:
-        raise ValueError(f"{path} names {str(name)[:200]!r}: a text encoder may be inside its folder or on the hub, "
-                         "no other path is read")
+    if (not 1 <= len(parts) <= 2 or not all(re.fullmatch(r"\w[\w.-]{0,95}", part) for part in parts)
+            or ".." in name):
+        raise ValueError(f"{path} names {str(name)[:200]!r}: a text encoder may be inside its folder "
+                         "or on the hub, no other path is read")
     if Path(name).exists():
-        raise ValueError(f"{path} names {name!r}, meant on the hub, but a folder of that name is here; it was not read")
+        raise ValueError(f"{path} names {name!r}, meant on the hub, but a folder of that name is here; "
+                         "it was not read")
     if pinned_revision(name, revision) is None:
-        raise ValueError(f"{path} names {name!r} without its revision (40 hexadecimal digits): what is there may "
-                         "change at any time; pass text_encoder= yourself if you trust it")
+        raise ValueError(f"{path} names {name!r} without its revision (40 hexadecimal digits): "
+                         "what is there may change at any time; pass text_encoder= yourself if you trust it")
     return pinned_revision(name, revision)
 
 
@@ -159,14 +167,16 @@ def _check_inside(folder: Path) -> None:
         files = sorted(set(read_json(folder / "model.safetensors.index.json").get("weight_map", {}).values()))
     stored = {}
     for file in files: stored |= stored_tensors(inside(folder, file, "model.safetensors.index.json"))
-    layers = [k for k, v in config.items() if re.search("layer|block|expert", k) and type(v) is int and v > len(stored)]
-    if layers: raise ValueError(f"{folder}: {layers[0]} is {config[layers[0]]}, the file has {len(stored)} tensors")
+    layers = [k for k, v in config.items()
+              if re.search("layer|block|expert", k) and type(v) is int and v > len(stored)]
+    if layers:
+        raise ValueError(f"{folder}: {layers[0]} is {config[layers[0]]}, the file has {len(stored)} tensors")
     wanted = _shapes(folder)
     wrong = [name for name, part in stored.items() if name in wanted and part.shape != wanted[name]]
     sizes = sum(map(math.prod, wanted.values())), sum(math.prod(part.shape) for part in stored.values())
     if wrong or sizes[0] > 2 * sizes[1] + 10**6:
-        raise ValueError(f"{folder}: the weights do not fit config.json, which asks for {sizes[0]} numbers of "
-                         f"{sizes[1]}" + (f", e.g. {wrong[0][:200]}" if wrong else ""))
+        raise ValueError(f"{folder}: the weights do not fit config.json, which asks for {sizes[0]} numbers "
+                         f"of {sizes[1]}" + (f", e.g. {wrong[0][:200]}" if wrong else ""))
 
 # %% ../../nbs/engine/text_encoders.ipynb #d1b0c7b7
 def _shapes(folder: Path) -> dict[str, tuple]:
@@ -178,7 +188,8 @@ def _shapes(folder: Path) -> dict[str, tuple]:
         kind = kinds.get(config.model_type)
         with torch.device("meta"):
             model = kind(config) if kind else auto.AutoModel.from_config(config, trust_remote_code=False)
-    except Exception as e: raise ValueError(f"{folder / 'config.json'} describes no encoder ({_reason(e)})") from e
+    except Exception as e:
+        raise ValueError(f"{folder / 'config.json'} describes no encoder ({_reason(e)})") from e
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
@@ -187,11 +198,13 @@ def _check_pocket(folder: Path, config: dict) -> None:
     for name in ("vocab.txt", "table.safetensors"): inside(folder, name, "the layout")
     whole_number(config.get("n_order"), "n_order", 0, 4096)
     whole_number(config.get("max_length"), "max_length", 1, 10**6)
-    if (folder / "vocab.txt").stat().st_size > 64_000_000: raise ValueError(f"{folder / 'vocab.txt'} is too large")
+    if (folder / "vocab.txt").stat().st_size > 64_000_000:
+        raise ValueError(f"{folder / 'vocab.txt'} is too large")
     stored = stored_tensors(folder / "table.safetensors")
     table, scale = stored.get("table"), stored.get("scale")
     if stored.keys() != {"table", "scale"} or table.dtype != "I8" or len(table.shape) != 2 or scale.shape:
-        raise ValueError(f"{folder / 'table.safetensors'} must hold an int8 matrix `table` and a number `scale`")
+        raise ValueError(f"{folder / 'table.safetensors'} must hold an int8 matrix `table` "
+                         "and a number `scale`")
 
 # %% ../../nbs/engine/text_encoders.ipynb #fe1d7f61
 def load_text_encoder(

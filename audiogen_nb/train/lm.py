@@ -95,7 +95,8 @@ def lm_batch(
     "A random batch with its texts encoded, partly hidden"
     picks = torch.randint(len(tokens), (s.batch_size,), generator=generator).tolist()
     texts = [
-        tokens.captions[i][torch.randint(len(tokens.captions[i]), (1,), generator=generator).item()] for i in picks
+        tokens.captions[i][torch.randint(len(tokens.captions[i]), (1,), generator=generator).item()]
+        for i in picks
     ]
     states, mask = text_encoder(drop_text(texts, s.drop_text, generator))
     return tokens.codes[picks].long(), *blur_text(states, mask, s.hide_words, s.text_noise, generator)
@@ -104,19 +105,19 @@ def lm_batch(
 @leaves_no_trace()
 def fit_lm(
     lm: AudioLM, # trained in place, and left in evaluation mode
-    tokens: TokenCache,
+    tokens: TokenCache, # to learn from
     text_encoder: TextEncoder,
     settings: LMTraining,
     folder: str | os.PathLike, # checkpoint and log; call again to resume
     held_out: TokenCache | None = None, # its loss is logged every `sample_every` steps
     sample: Callable[[int], None] | None = None, # called every `sample_every` steps, e.g. to write a sound
-    progress: bool = True,
+    progress: bool = True, # show a bar; in notebooks a live table and plot, too
 ) -> list[dict[str, float]]: # the log
     "Train a language model on a token cache"
     s = settings
-    _check_tokens(tokens, lm.config, text_encoder), held_out and _check_tokens(held_out, lm.config, text_encoder)
-    if text_encoder.slow:                                                    # read each caption once
-        text_encoder = CachedTextEncoder(text_encoder)
+    (_check_tokens(tokens, lm.config, text_encoder),
+     held_out and _check_tokens(held_out, lm.config, text_encoder))
+    if text_encoder.slow: text_encoder = CachedTextEncoder(text_encoder)     # read each caption once
     share_weights(lm)                                                        # several processes start alike
     (trained, optimizer), device = _optimizer(lm, s), lm.heads.weight.device
 
@@ -134,10 +135,12 @@ def fit_lm(
         average_gradients(trained)
         gradient = nn.utils.clip_grad_norm_(trained, s.clip)
         optimizer.step()
-        row = {"loss": loss.item(), "gradient": gradient.item(), **{f"stream_{k}": x for k, x in enumerate(streams)}}
+        row = {"loss": loss.item(), "gradient": gradient.item(),
+               **{f"stream_{k}": x for k, x in enumerate(streams)}}
         if held_out and (n + 1) % s.sample_every == 0:
             with torch.no_grad():
-                row["held_out"] = loss_of(lm_batch(held_out, text_encoder, s, step_generator(s.seed, 0)))[0].item()
+                row["held_out"] = loss_of(
+                    lm_batch(held_out, text_encoder, s, step_generator(s.seed, 0)))[0].item()
         return row
 
     log = run_steps(step, {"lm": Trained(lm), "optimizer": optimizer}, s.n_steps, folder, s.checkpoint_every,
@@ -149,16 +152,16 @@ def fit_lm(
 def _check_tokens(tokens, c, text_encoder):
     "Refuse tokens of another codec, and captions that cannot be read, before the first step"
     if len(tokens) == 0 or tokens.codes.shape[1] != c.n_q or tokens.codes.max() >= c.card:
-        raise ValueError(f"the tokens (N, K, F) = {list(tokens.codes.shape)} do not fit a model of {c.n_q} streams "
-                         f"of {c.card} codes; encode them with the codec it was made for")
+        raise ValueError(f"the tokens (N, K, F) = {list(tokens.codes.shape)} do not fit a model of {c.n_q} "
+                         f"streams of {c.card} codes; encode them with the codec it was made for")
     check_captions(tokens, text_encoder)
 
 def _optimizer(lm, s):
     "What is trained, and AdamW that lets matrices decay but not norms and biases"
     trained = [p for p in lm.parameters() if p.requires_grad]
     if not trained:
-        raise ValueError("this language model has no weights that can be trained: they are frozen, or prepared for "
-                         "generation; load the model again without a dtype")
+        raise ValueError("this language model has no weights that can be trained: they are frozen, "
+                         "or prepared for generation; load the model again without a dtype")
     matrices, vectors = [p for p in trained if p.dim() > 1], [p for p in trained if p.dim() == 1]
     groups = [{"params": matrices, "weight_decay": s.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return trained, torch.optim.AdamW(groups, s.learning_rate, betas=(0.9, 0.95))
@@ -171,7 +174,7 @@ def fit_lm_from_config(
         str | os.PathLike
     ),  # JSON: {"lm": preset, "data": {...}, "tokens": {...}, "training": {...}, "generation": {...}}
     codec_run: str | os.PathLike,  # folder of `fit_codec_from_config`, finished
-    folder: str | os.PathLike,  # of this run; call again to resume. The model is saved in its subfolder "model"
+    folder: str | os.PathLike,  # of this run; call again to resume. The model is saved in its model/
     progress: bool = True,
     start_from: (
         str | os.PathLike | None
@@ -196,7 +199,8 @@ def fit_lm_from_config(
     record_recipe(folder, config, start_from, {"train": train.made_from, "held_out": held_out.made_from})
     heard = what_was_heard(read_recipe(codec_run) + read_recipe(folder), codec.sample_rate)
     model = AudioGen(codec, lm, text_encoder, generation)
-    fit_lm(lm, train, text_encoder, settings, folder, held_out, lambda n: _samples(model, folder, n), progress)
+    fit_lm(lm, train, text_encoder, settings, folder, held_out,
+           lambda n: _samples(model, folder, n), progress)
     if start_from is not None: _keep_start(lm, start_from, settings.keep_start)
     model.provenance = {"codec": _without_paths(read_recipe(codec_run)), "licence": heard.licence,
                         "language_model": _without_paths(read_recipe(folder))}
@@ -243,7 +247,8 @@ def _token_caches(codec, data, t, text_encoder, folder, progress):
         )
     chosen = {"train": (list(zip(weights, groups)), t["n_items"]),
               "held_out": ([(1.0, held_out or groups[0])], t["n_held_out"])}
-    caches = [cached_tokens(folder / name, codec, clips, n, t["seconds"], t["mix_probability"], t["seed"], progress)
+    caches = [cached_tokens(folder / name, codec, clips, n, t["seconds"], t["mix_probability"], t["seed"],
+                            progress)
               for name, (clips, n) in chosen.items()]
     return *caches, groups[0] + held_out if data.get("recordings", True) else []
 
@@ -292,16 +297,19 @@ def what_was_heard(
         others = {name: p.licence for name, p in PACKAGES.items() if name not in credits}
         credits += "".join(f"\n- Debian package `{name}`: {licence}" for name, licence in others.items())
     terms = dict.fromkeys(re.findall(r"`: (.*)", credits))      # a line of a package: its name, its licence
-    terms = ", ".join(dict.fromkeys(re.findall(r"CC BY(?:-SA)? [\d.]+|GPL-\d\+?|CC0 1\.0|MIT", " ".join(terms))))
+    terms = ", ".join(dict.fromkeys(
+        re.findall(r"CC BY(?:-SA)? [\d.]+|GPL-\d\+?|CC0 1\.0|MIT", " ".join(terms))))
     told = [f"recordings from Debian packages ({len(clips) or 'how many is not known'})"] * bool(credits)
-    told += [f"sounds of its maker's own (the folder {', '.join(f'`{name}`' for name in sorted(own))})"] * bool(own)
+    told += [f"sounds of its maker's own (the folder {', '.join(f'`{name}`' for name in sorted(own))})"
+             ] * bool(own)
     told += ["sounds that the library computes (the toy world)"] * toy
     about = f"It heard {' and '.join(told)}, and knows no other kinds of sound."
     if own:
         licence = "not stated; it follows from your sounds"
         licence += f", and from the recordings: {terms}; see README.md" if terms else ""
     else:
-        licence = f"{terms}; see README.md" if terms else "not stated; all its sounds were computed by the library"
+        licence = (f"{terms}; see README.md" if terms
+                   else "not stated; all its sounds were computed by the library")
     return Heard(about, licence, credits.strip())
 
 # %% ../../nbs/engine/lm_training.ipynb #11e1a05e

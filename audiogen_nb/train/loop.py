@@ -119,9 +119,11 @@ def load_checkpoint(
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise FileNotFoundError(f"no checkpoint at {path}; pass the folder of a run that has saved one") from None
+        raise FileNotFoundError(f"no checkpoint at {path}; "
+                                "pass the folder of a run that has saved one") from None
     except Exception as e:
-        raise ValueError(f"{path} is not a readable checkpoint ({type(e).__name__}); delete it to start over") from e
+        raise ValueError(f"{path} is not a readable checkpoint ({type(e).__name__}); "
+                         "delete it to start over") from e
     missing = parts.keys() - state.keys()
     if missing:
         raise ValueError(f"{path} holds no state for {sorted(missing)}; it is from another kind of run")
@@ -130,7 +132,8 @@ def load_checkpoint(
             part.load_state_dict(state[name])
         except (RuntimeError, ValueError, KeyError) as e:
             reason = str(e).strip().splitlines()[-1].strip()
-            raise ValueError(f"{path}: its {name!r} is of another geometry or kind than this run's ({reason})") from e
+            raise ValueError(f"{path}: its {name!r} is of another geometry or kind "
+                             f"than this run's ({reason})") from e
     return state["step"]
 
 # %% ../../nbs/engine/training_loop.ipynb #377af4bd
@@ -265,7 +268,8 @@ class Reports:
 def run_lock(
     folder: str | Path, # of a run; made if it is not there
 ) -> Iterator[None]:
-    "Hold the folder of a run; another process or thread that asks for it is refused as long as this one lives"
+    ("Hold the folder of a run; "
+     "another process or thread that asks for it is refused as long as this one lives")
     folder, me = Path(folder).resolve(), (os.getpid(), threading.get_ident())
     together = int(os.environ.get("WORLD_SIZE") or 1) > 1
     if _HELD.get(folder) == me or (int(os.environ.get("RANK") or 0) if together else rank()) > 0:
@@ -296,8 +300,8 @@ def _take(folder):
         except (BlockingIOError, PermissionError):
             owner = os.read(handle, 20).decode(errors="replace").strip() or "unknown"
             os.close(handle)
-            raise FileExistsError(f"{folder} is in use: the process {owner} is training there; wait until it ends, "
-                                  "or choose another folder") from None
+            raise FileExistsError(f"{folder} is in use: the process {owner} is training there; "
+                                  "wait until it ends, or choose another folder") from None
         except OSError:                                # a file system without locks
             return handle
         with suppress(OSError):
@@ -350,9 +354,8 @@ def run_steps(
 ) -> list[dict[str, float]]: # the whole log, one dictionary a step
     "Run (or resume) a training, with checkpoints, a log and samples"
     if checkpoint_every < 1 or sample_every < 1:
-        raise ValueError(
-            f"checkpoint_every and sample_every must be at least 1 step, got {checkpoint_every} and {sample_every}"
-        )
+        raise ValueError("checkpoint_every and sample_every must be at least 1 step, "
+                         f"got {checkpoint_every} and {sample_every}")
     folder, writes = Path(folder), rank() == 0
     checkpoint = folder / "checkpoint.pt"
     saved = load_checkpoint(checkpoint, parts) if checkpoint.exists() else 0
@@ -374,8 +377,8 @@ def run_steps(
                 sample(n + 1)
         return log
     except (KeyboardInterrupt, FloatingPointError, OSError) as e:
-        kept = f"the checkpoint of step {saved} is kept in {folder}: call again to go on from there" if saved else \
-            f"no checkpoint was due yet in {folder}"
+        kept = (f"the checkpoint of step {saved} is kept in {folder}: call again to go on from there"
+                if saved else f"no checkpoint was due yet in {folder}")
         if isinstance(e, KeyboardInterrupt):
             tqdm.write(f"stopped in step {len(log)}; {kept}", file=sys.stderr)
             raise

@@ -69,7 +69,8 @@ class TokenCache:
     def __len__(self) -> int: return len(self.captions)
 
     def save(self, folder: str | os.PathLike) -> None:
-        "Write `codes.safetensors`, `captions.jsonl` and last `made_from.json`, which has hashes of the other two"
+        ("Write `codes.safetensors`, `captions.jsonl` and last `made_from.json`, "
+         "which has hashes of the other two")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder / "captions.jsonl") as temporary:
@@ -93,7 +94,8 @@ class TokenCache:
             lines = (folder / "captions.jsonl").read_text(encoding="utf-8").splitlines()
             codes = load_file(folder / "codes.safetensors")["codes"]
             cache = cls(codes, [json.loads(line) for line in lines], made["made_from"])
-            if cache.codes.dim() != 3 or len(cache.codes) != len(lines) or not isinstance(cache.made_from, dict):
+            if (cache.codes.dim() != 3 or len(cache.codes) != len(lines)
+                    or not isinstance(cache.made_from, dict)):
                 raise ValueError(f"codes {list(cache.codes.shape)} for {len(lines)} captions")
         except (ValueError, KeyError, TypeError, SafetensorError) as e:
             raise ValueError(f"the tokens in {folder} are damaged ({e}); build them again") from e
@@ -111,7 +113,8 @@ def draw_item(
     def one():
         clips = groups[torch.multinomial(weights, 1, generator=generator).item()][1]
         clip = clips[torch.randint(len(clips), (1,), generator=generator).item()]
-        return set_level(fill_clip(clip.audio, n_samples, clip.sample_rate, generator), -20.0), list(clip.captions)
+        return (set_level(fill_clip(clip.audio, n_samples, clip.sample_rate, generator), -20.0),
+                list(clip.captions))
     audio, captions = one()
     if torch.rand(1, generator=generator).item() < mix_probability:
         other, more = one()
@@ -127,8 +130,8 @@ def _check_drawing(groups, n_items, seconds, mix_probability):
         raise ValueError("seconds must be above 0, got 0")
     weights = [real_number(weight, "the weight of a group", 0) for weight, _ in groups]
     if sum(weights) == 0 or any(weight and not len(clips) for weight, (_, clips) in zip(weights, groups)):
-        raise ValueError(f"nothing to draw: {len(groups)} groups of {[len(clips) for _, clips in groups]} clips "
-                         f"with weights {weights}")
+        raise ValueError(f"nothing to draw: {len(groups)} groups of {[len(clips) for _, clips in groups]} "
+                         f"clips with weights {weights}")
 
 # %% ../../nbs/engine/tokens.ipynb #933c76d0
 @torch.no_grad()
@@ -198,7 +201,8 @@ def cached_tokens(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         cache = TokenCache.load(folder)
-        names = [name for name in {**made_from, **cache.made_from} if made_from.get(name) != cache.made_from.get(name)]
+        names = [name for name in {**made_from, **cache.made_from}
+                 if made_from.get(name) != cache.made_from.get(name)]
         if not names:
             return cache
         reason = f"{', '.join(names)} changed"
@@ -233,7 +237,8 @@ def check_captions(
                 bad.append(f"{name}: {known[key]}")
     if bad:
         more = f" (and {len(bad) - 10} more)" if len(bad) > 10 else ""
-        raise ValueError(f"{len(bad)} captions cannot be read by the text encoder: {'; '.join(bad[:10])}{more}")
+        raise ValueError(f"{len(bad)} captions cannot be read by the text encoder: "
+                         f"{'; '.join(bad[:10])}{more}")
 
 # %% ../../nbs/engine/tokens.ipynb #7ec1cec5
 def _fault(caption, text_encoder):
