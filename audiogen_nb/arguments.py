@@ -52,12 +52,14 @@ def _no_bool(value):
 
 def _kind(value):
     "How a message names a value that is no number"
-    return f"{type(value).__name__} {value!r}" if isinstance(value, (str, bool, float)) else type(value).__name__
+    return (f"{type(value).__name__} {value!r}" if isinstance(value, (str, bool, float))
+            else type(value).__name__)
 
 def _within(number, name, least, most):
     "The number, if it lies in its range"
     if (least is not None and number < least) or (most is not None and number > most):
-        limits = f"at least {least}" if most is None else f"at most {most}" if least is None else f"in {least}..{most}"
+        limits = (f"at least {least}" if most is None else f"at most {most}" if least is None
+                  else f"in {least}..{most}")
         raise ValueError(f"{name} must be {limits}, got {number}")
     return number
 

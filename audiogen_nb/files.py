@@ -29,7 +29,7 @@ class atomic_path:
 
     def __enter__(self) -> Path:
         self.temporary = _beside(self.path, ".part")
-        handle = os.open(self.temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)   # less the umask, as usual
+        handle = os.open(self.temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)   # less the umask
         self.mode = os.fstat(handle).st_mode & 0o777
         os.close(handle)
         return self.temporary
@@ -62,8 +62,10 @@ _SWEPT = set()                                                  # folders
 
 # %% ../nbs/engine/files.ipynb #aeb58009
 def _beside(path: Path, suffix: str) -> Path:
-    "A name that nobody uses in the folder of `path`; a long name is shortened, for a name has at most 255 bytes"
-    name = path.name if len(os.fsencode(path.name)) <= 200 else hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+    ("A name that nobody uses in the folder of `path`; a long name is shortened, for a name has at most "
+     "255 bytes")
+    name = (path.name if len(os.fsencode(path.name)) <= 200
+            else hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16])
     if path.parent not in _SWEPT:                   # once in a folder and process: it reads the whole folder
         _SWEPT.add(path.parent)
         sweep_stale(path.parent, 86_400)
@@ -124,7 +126,8 @@ def read_json(
 
 # %% ../nbs/engine/files.ipynb #0fc4c7ab
 def cache_dir() -> Path: # created if it is not there
-    "For downloads and caches: `$AUDIOGEN_NB_CACHE`, else `$XDG_CACHE_HOME/audiogen_nb`, else `~/.cache/audiogen_nb`"
+    ("For downloads and caches: `$AUDIOGEN_NB_CACHE`, else `$XDG_CACHE_HOME/audiogen_nb`, "
+     "else `~/.cache/audiogen_nb`")
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "audiogen_nb"
     path = Path(os.environ.get("AUDIOGEN_NB_CACHE") or home)
     path.mkdir(parents=True, exist_ok=True)

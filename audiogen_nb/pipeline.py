@@ -27,7 +27,8 @@ from .engine.windows import decode_windows, plan_windows
 from .hub import ModelOfParts, Parts, layout_of, load_parts, model_folder, with_card
 from .lm.transformer import AudioLM
 from .sampling.loop import best_of
-from .sampling.request import Generation, Request, as_texts, items_of, one_text_each, takes_settings
+from .sampling.request import (Generation, Request, as_texts, items_of, one_text_each,
+                                          takes_settings)
 from .sound import check_audio, resample
 from .text.encoders import TextEncoder
 
@@ -42,7 +43,8 @@ class AudioGen(ModelOfParts):
         provenance: dict | None = None, # data, steps, licence: anything JSON can hold
     ):
         # generation reads weights row by row, so that a sound does not depend on the others in its batch
-        super().__init__(codec.eval(), use_row_linear(lm).eval(), text_encoder.eval(), generation, provenance or {})
+        super().__init__(codec.eval(), use_row_linear(lm).eval(), text_encoder.eval(), generation,
+                         provenance or {})
 
     @classmethod
     def from_pretrained(
@@ -96,10 +98,12 @@ class AudioGen(ModelOfParts):
 def _write(model, texts, prompt, seeds, r):
     "Codes (B, K, n) of one text a sound and an optional prompt (B, K, P), as they are finished"
     unwanted = r.negative_prompt
-    negative = None if unwanted is None else model.encode_text(one_text_each(unwanted, len(texts), "negative_prompt"))
-    n_frames, report = math.ceil(r.duration * model.frame_rate), _Bar(r.callback) if r.progress else r.callback
-    check_memory(model.lm.config, precision(model.lm) or "float32", model.device, loaded=True, batch=len(texts),
-                 n_frames=min(n_frames, model.window[0]), guidance=r.guidance_scale != 1)
+    negative = None if unwanted is None else model.encode_text(
+        one_text_each(unwanted, len(texts), "negative_prompt"))
+    n_frames, report = (math.ceil(r.duration * model.frame_rate),
+                        _Bar(r.callback) if r.progress else r.callback)
+    check_memory(model.lm.config, precision(model.lm) or "float32", model.device, loaded=True,
+                 batch=len(texts), n_frames=min(n_frames, model.window[0]), guidance=r.guidance_scale != 1)
     return decode_windows(
         model.lm,
         *model.encode_text(texts),
@@ -141,28 +145,29 @@ def _decoded(model, codes, r):
 def generate(self: AudioGen,
     descriptions: str | list[str] | None, # what to hear; None generates without a text
     duration: float | None = None, # s; None is the model's default, here and below
-    guidance_scale: float | Callable[[float], float] | None = None,  # 1 is no guidance, higher obeys the text more;
+    guidance_scale: float | Callable[[float], float] | None = None, # 1: none, higher obeys the text more;
                                     # a function is given the share of steps done, 0 to 1
     temperature: float | None = None, # below 1 safer, above 1 wilder
     top_k: int | None = None, # draw among the k most likely codes; 0 is off
-    top_p: float | None = None,  # draw among the most likely codes that hold this mass; replaces top_k; 0 is off
-    seed: int | list[int] | None = None, # fixes each item by itself, so equal texts with one seed are equal sounds;
+    top_p: float | None = None, # draw among the most likely codes of this mass; replaces top_k; 0 is off
+    seed: int | list[int] | None = None, # fixes each item by itself: equal texts, one seed, equal sounds;
                                     # a list gives every item its own; None: torch.manual_seed decides
     generator: torch.Generator | None = None, # draws the seeds, in place of PyTorch's global one
     num_return_sequences: int = 1, # different sounds of each description, one after the other
     negative_prompt: str | list[str] | None = None, # what not to hear: guidance leads away from it
     best_of: int = 1, # candidates per item, of which the one with the best score is kept
-    score: Callable[[torch.Tensor, str | None], float] | None = None,  # of (audio (1, T), description); None: how
-                                    # much better the description explains the codes than no description
+    score: Callable[[torch.Tensor, str | None], float] | None = None, # of (audio (1, T), description); None:
+                                    # how much better the description explains the codes than no description
     greedy: bool = False, # always the most likely code
     progress: bool = False, # show a bar
-    callback: Callable[[int, int], bool | None] | None = None,  # told (step, n_steps); may return True to stop and
-                                    # keep what is finished, or raise
+    callback: Callable[[int, int], bool | None] | None = None, # told (step, n_steps); may return True to
+                                    # stop and keep what is finished, or raise
     settings: Generation | None = None, # other defaults than the model's, `model.generation`
 ) -> torch.Tensor: # (B, 1, T) on the CPU
     "Generate sounds from descriptions"
-    request = Request(duration, guidance_scale, temperature, top_k, top_p, seed, generator, num_return_sequences,
-                      negative_prompt, best_of, score, greedy, progress, callback, settings).filled(self.generation)
+    request = Request(
+        duration, guidance_scale, temperature, top_k, top_p, seed, generator, num_return_sequences,
+        negative_prompt, best_of, score, greedy, progress, callback, settings).filled(self.generation)
     with own_surroundings(self.device):
         return _decoded(self, _write_all(self, as_texts(descriptions), None, request), request)
 
@@ -194,7 +199,8 @@ class _Bar:
 
 # %% ../nbs/16_audiogen.ipynb #d0a4fdad
 def _nats(model, codes, w, text):
-    "Log-probability (n,) of the frames that window w adds to codes (K, F); one item at a time: no batch-mate matters"
+    ("Log-probability (n,) of the frames that window w adds to codes (K, F); one item at a time: "
+     "no batch-mate matters")
     codes = codes[None, :, w.start : w.end].to(model.device)
     logits, known = model.lm.predict(codes, *model.encode_text([text]))
     nats = -F.cross_entropy(logits.float().movedim(-1, 1), codes, reduction="none")  # (1, K, n)
@@ -209,7 +215,7 @@ def _best(model, texts, prompt, seeds, r):
     for i, (text, seed) in enumerate(zip(texts, seeds)):
         given = None if prompt is None else prompt[i : i + 1].expand(n, -1, -1)
         settings = replace(r, negative_prompt=unwanted and unwanted[i])
-        make = lambda seeds: _write_one_each(model, [text] * n, given, seeds, settings)               # (n, K, F)
+        make = lambda seeds: _write_one_each(model, [text] * n, given, seeds, settings)            # (n, K, F)
         chosen.append(best_of(make, lambda codes: _score(model, codes[None], text, r), n, seed).result)
     return torch.stack(chosen)
 
@@ -248,11 +254,12 @@ def _check_prompt(model, prompt, sample_rate, duration):
         raise ValueError(f"prompt must be mono, (T,), (1, T) or (B, 1, T), got {list(prompt.shape)}; "
                          "average its channels first, e.g. prompt.mean(0, keepdim=True)")
     if sample_rate != model.sample_rate:
-        warnings.warn(f"the prompt is at {sample_rate} Hz, the model works at {model.sample_rate} Hz: resampling")
+        warnings.warn(f"the prompt is at {sample_rate} Hz, the model works at {model.sample_rate} Hz: "
+                      "resampling")
         prompt = resample(prompt, sample_rate, model.sample_rate)
     if math.ceil(prompt.shape[-1] / model.codec.hop_length) >= math.ceil(duration * model.frame_rate):
-        raise ValueError(f"the prompt lasts {prompt.shape[-1] / model.sample_rate:.2f} s, which leaves nothing to "
-                         f"generate of {duration} s; pass a longer duration or a shorter prompt")
+        raise ValueError(f"the prompt lasts {prompt.shape[-1] / model.sample_rate:.2f} s, which leaves "
+                         f"nothing to generate of {duration} s; pass a longer duration or a shorter prompt")
     return prompt
 
 # %% ../nbs/16_audiogen.ipynb #3a0a64ee
@@ -270,12 +277,14 @@ def stream(
     if not 0 < chunk < math.inf:
         raise ValueError(f"chunk must be above 0 seconds, got {chunk}")
     if request.best_of > 1:
-        raise ValueError("best_of cannot be streamed, since to choose all candidates must be finished; call generate")
+        raise ValueError("best_of cannot be streamed, since to choose all candidates must be finished; "
+                         "call generate")
     with own_surroundings(self.device):
         texts, seeds, unwanted = items_of(texts, request)
         frames = _write(self, texts, None, seeds, replace(request, negative_prompt=unwanted))
     chunks = _grouped(frames, math.ceil(chunk * self.frame_rate))
-    pieces = _cut(StreamingCodec(self.codec).decode_pieces(chunks), round(request.duration * self.sample_rate))
+    pieces = _cut(StreamingCodec(self.codec).decode_pieces(chunks),
+                  round(request.duration * self.sample_rate))
     return each_in_own_surroundings(pieces, self.device)
 
 # %% ../nbs/16_audiogen.ipynb #8ef4a892
@@ -304,7 +313,7 @@ def load_audiocraft(
     text_encoder: (
         TextEncoder | str | Path | None
     ) = None,  # an encoder, its name or folder; None: the one the checkpoint names
-    text_padding: str = "masked",  # "masked": every item by itself; "zeros": AudioCraft's, which depends on the batch
+    text_padding: str = "masked", # "masked": each item by itself; "zeros": AudioCraft's, depends on the batch
     dtype: (
         torch.dtype | str | None
     ) = None,  # of the language model: "float32", "bfloat16" or "int8", for generation only;

@@ -103,10 +103,11 @@ def resample(
     "Band-limited resampling; between rates with no large common factor without gradients"
     from_rate, to_rate = whole_number(from_rate, "from_rate", 1), whole_number(to_rate, "to_rate", 1)
     common = math.gcd(from_rate, to_rate)
-    if (from_rate // common) * (to_rate // common) <= 2 ** 20:           # elements of torchaudio's filter bank
+    if (from_rate // common) * (to_rate // common) <= 2 ** 20:          # elements of torchaudio's filter bank
         return torchaudio.functional.resample(check_audio(audio), from_rate, to_rate)
     if check_audio(audio).requires_grad:
-        raise ValueError(f"no gradients pass between {from_rate} and {to_rate} Hz; pass audio.detach(), or other rates")
+        raise ValueError(f"no gradients pass between {from_rate} and {to_rate} Hz; pass audio.detach(), "
+                         "or other rates")
     columns = audio.cpu().float().reshape(-1, audio.shape[-1]).T.numpy()                             # (T, N)
     made = torch.from_numpy(resample_coprime(columns, from_rate, to_rate)).T
     return made.reshape(*audio.shape[:-1], -1).to(audio)
@@ -185,7 +186,8 @@ def log_mel(
                       pad_mode="constant", return_complex=True).abs()         # |X|
     spec = spec / window.square().sum().sqrt()
     with torch.device("cpu"):                     # whatever torch.set_default_device says
-        bank = torchaudio.functional.melscale_fbanks(n_fft // 2 + 1, 0.0, sample_rate / 2, n_mels, sample_rate)
+        bank = torchaudio.functional.melscale_fbanks(n_fft // 2 + 1, 0.0, sample_rate / 2, n_mels,
+                                                     sample_rate)
     mel = bank.T.to(spec) @ spec                                              # (N, n_mels, frames)
     return mel.clamp_min(1e-5).log().reshape(*audio.shape[:-1], *mel.shape[1:])           # S
 

@@ -61,7 +61,8 @@ def write_sound(
     kind = dict(format=suffix[1:].upper(), subtype=SUBTYPES[suffix.lower()])
     with _given(file, "w+b") as file, soundfile.SoundFile(file, "w", sample_rate, 1, **kind) as out:
         if tags:
-            out.title, out.software, out.comment = str(tags.get("prompt") or "sound"), "audiogen_nb", json.dumps(tags)
+            out.title, out.software, out.comment = (str(tags.get("prompt") or "sound"), "audiogen_nb",
+                                                    json.dumps(tags))
         for start in range(0, len(samples), 4096):
             out.write(samples[start : start + 4096])
 
@@ -87,7 +88,8 @@ def read_tags(
     path: str | os.PathLike, # a sound file
 ) -> dict: # empty, if the file says nothing
     "The tags that `write_sound` left in a file"
-    return {key: value for key, value in sound_facts(path).items() if key not in ("sample_rate", "channels", "seconds")}
+    return {key: value for key, value in sound_facts(path).items()
+            if key not in ("sample_rate", "channels", "seconds")}
 
 # %% ../nbs/engine/soundfiles.ipynb #cb22b977
 RATES = range(100, 10_000_001)        # Hz; a header beyond it is taken to be damaged
@@ -112,7 +114,8 @@ def _averaged(file, path):
     pieces, powers = [np.zeros(0, "float32")], np.zeros(2)
     while len(block := file.read(max(1, 65_536 // file.channels), dtype="float32", always_2d=True)):
         pieces.append(block.mean(1))
-        powers += np.square(pieces[-1], dtype="float64").sum(), np.square(block, dtype="float64").sum() / file.channels
+        powers += (np.square(pieces[-1], dtype="float64").sum(),
+                   np.square(block, dtype="float64").sum() / file.channels)
     if file.channels > 1 and 0 <= powers[0] < 0.01 * powers[1] < math.inf:
         warnings.warn(f"the channels of {path} are of opposite phase and cancel in the mono mix: "
                       "what is left is more than 20 dB quieter; turn one channel's sign first", stacklevel=4)

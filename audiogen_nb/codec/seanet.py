@@ -127,7 +127,7 @@ class CodecConfig:
 
     def __post_init__(self):
         most = dict(sample_rate=10**6, n_filters=4096, dimension=2**16, n_q=256, card=2**20, kernel_size=1023,
-                    residual_kernel_size=1023, lstm_layers=64)                  # wide enough for any codec we know
+                    residual_kernel_size=1023, lstm_layers=64)             # wide enough for any codec we know
         for name, limit in most.items():
             value = whole_number(getattr(self, name), name, int(name != "lstm_layers"), limit)
             object.__setattr__(self, name, value)

@@ -190,13 +190,14 @@ class Codec(nn.Module):
 # %% ../../nbs/07_residual.ipynb #e5f6d2fb
 @patch
 def __reduce__(self: Codec):
-    "How a codec is pickled and copied: PyTorch refuses to pickle a layer with weight normalisation as it stands"
+    ("How a codec is pickled and copied: PyTorch refuses to pickle a layer with weight normalisation "
+     "as it stands")
     trained = {name: p.requires_grad for name, p in self.named_parameters()}
     return _rebuilt, (type(self), self.config, self.state_dict(), trained, self.training)
 
 def _rebuilt(kind, config, state, trained, training):
     "A codec from what `__reduce__` kept"
-    with torch.random.fork_rng(devices=[]):                       # initial weights draw from the global generator
+    with torch.random.fork_rng(devices=[]):                   # initial weights draw from the global generator
         codec = kind(config).to(next(iter(state.values())).device)
     codec.load_state_dict(state)
     for name, p in codec.named_parameters():

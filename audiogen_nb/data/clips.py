@@ -78,7 +78,7 @@ def _read_text(path: Path) -> str:
 
 # %% ../../nbs/03_data.ipynb #0eff4180
 _TABLES = (".csv", ".tsv", ".jsonl")
-_FILE = ("file", "filename", "filepath", "path", "audio", "audiofile", "audiopath")    # columns that name the sound
+_FILE = ("file", "filename", "filepath", "path", "audio", "audiofile", "audiopath")    # names of columns
 
 def _plain(column: str) -> str:
     "How a column is recognised: ` File_Name` is `filename`"
@@ -101,15 +101,16 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[tuple[str, str]]]]:
     text, names, line = _read_text(path), None, 1
     delimiter = _delimiter(path, re.match(r"[^\r\n]*", text.lstrip())[0])
     text = re.sub(r'" +(?=[,;\t\r\n]|$)', '"', text)                   # blanks after a closing mark
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True,
+                        strict=True)
     try:
         for row in reader:
             if any(cell.strip() for cell in row):
                 if names is None:
                     names = [_plain(name) for name in row]
                 elif len(row) != len(names):
-                    _refuse(path, line, f"{len(row)} cells under a header of {len(names)}; put quotation marks "
-                                        f"around a cell that has {delimiter!r} in it: {str(row)[:200]}")
+                    _refuse(path, line, f"{len(row)} cells under a header of {len(names)}; put quotation "
+                                        f"marks around a cell that has {delimiter!r} in it: {str(row)[:200]}")
                 else:
                     yield line, list(zip(names, row))
             line = reader.line_num + 1
@@ -141,9 +142,11 @@ def _row(table: Path, line: int, cells: list[tuple[str, object]], folders: list[
     file, kind = (next((v for name in names for column, v in known if column == name), None)
                   for names in (_FILE, ("kind", "label")))
     file = file.get("path") if isinstance(file, dict) else file
-    said = [v for c, value in known if _is_caption(c) for v in (value if isinstance(value, list) else [value])]
+    said = [v for c, value in known if _is_caption(c)
+            for v in (value if isinstance(value, list) else [value])]
     texts = [file, *said, str(kind) if type(kind) is int else kind]
-    if wrong := [v for v in texts if not (v is None or isinstance(v, str) and not re.search("[\0\ud800-\udfff]", v))]:
+    if wrong := [v for v in texts
+                 if not (v is None or isinstance(v, str) and not re.search("[\0\ud800-\udfff]", v))]:
         _refuse(table, line, f"file, captions and kind must be text, got {str(wrong[0])[:200]!r}")
     captions = tuple(" ".join(text.split()) for text in said if text and text.strip())
     if not (file and file.strip() and captions):
@@ -154,10 +157,12 @@ def _row(table: Path, line: int, cells: list[tuple[str, object]], folders: list[
     return _Row(place, captions, (texts[-1] or "").strip() or "other", line)
 
 # %% ../../nbs/03_data.ipynb #c8f502e1
-_SOUNDS = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw", ".mat4", ".mat5", ".wavex"}
-_SOUNDS |= {".aif", ".aifc", ".wave", ".snd", ".oga", ".opus", ".sph", ".sf"}                  # read by libsndfile
-_FOREIGN = set(".3gp .aac .ac3 .alac .amr .ape .asf .avi .dsf .dts .flv .m4a .m4b .m4p .m4v .mka .mkv .mov .mp1 .mp2"
-               " .mp3 .mp4 .mpc .mpeg .mpg .ra .raw .rm .spx .tta .weba .webm .wma .wmv .wv".split()) - _SOUNDS
+_SOUNDS = {f".{name.lower()}" for name in soundfile.available_formats()} - {
+    ".raw", ".mat4", ".mat5", ".wavex"}
+_SOUNDS |= {".aif", ".aifc", ".wave", ".snd", ".oga", ".opus", ".sph", ".sf"}             # read by libsndfile
+_FOREIGN = set(".3gp .aac .ac3 .alac .amr .ape .asf .avi .dsf .dts .flv .m4a .m4b .m4p .m4v .mka .mkv .mov"
+               " .mp1 .mp2 .mp3 .mp4 .mpc .mpeg .mpg .ra .raw .rm .spx .tta .weba .webm .wma .wmv"
+               " .wv".split()) - _SOUNDS
 
 def _walk(root: Path) -> list[Path]:
     "Everything below a folder, through links too, but nothing hidden; no folder twice"
@@ -175,7 +180,8 @@ def _outside(path: Path) -> str | None:
     "What is wrong with a sound file, seen from outside; None if it may be one"
     suffix = path.suffix.lower()
     if not os.path.isfile(path):
-        return "a folder" if os.path.isdir(path) else "a dangling link" if os.path.islink(path) else "not there"
+        return ("a folder" if os.path.isdir(path) else "a dangling link" if os.path.islink(path)
+                else "not there")
     if path.name.startswith("._"):
         return "a note of macOS, no sound"
     return f"{suffix} cannot be read here; convert it to .wav" if suffix in _FOREIGN else None
@@ -190,7 +196,8 @@ def _rows_of_table(root: Path, table: Path, folders: list[Path]) -> list[_Row]:
             missing.append(f"{_below(row.path, root)} (line {line}, {_outside(row.path)})")
         first = rows.setdefault(os.path.abspath(row.path), row)
         if first.kind != row.kind:
-            _refuse(table, line, f"kind {row.kind[:80]!r} for the sound that has {first.kind[:80]!r} in line {first.line}")
+            _refuse(table, line, f"kind {row.kind[:80]!r} for the sound that has {first.kind[:80]!r} "
+                                 f"in line {first.line}")
         joined = tuple(dict.fromkeys(first.captions + row.captions))
         rows[os.path.abspath(row.path)] = first._replace(captions=joined)
     if missing:
@@ -223,7 +230,8 @@ def _table_named(root: Path, manifest: str | os.PathLike) -> Path:
     return table
 
 def _find_rows(root: Path, manifest: str | os.PathLike | None) -> tuple[list[_Row], dict[Path, str]]:
-    "Sounds with captions, from tables if there are any, else from names; and what was left out, with the reason"
+    ("Sounds with captions, from tables if there are any, else from names; and what was left out, "
+     "with the reason")
     if manifest is not None:
         table = _table_named(root, manifest)
         return _rows_of_table(root, table, [root, table.parent]), {}
@@ -239,7 +247,8 @@ def _find_rows(root: Path, manifest: str | os.PathLike | None) -> tuple[list[_Ro
     if not tables:
         return _rows_of_names(root, sounds), left_out
     rows = [row for folder, table in tables.items() for row in _rows_of_table(root, table, [folder])]
-    known, names = {os.path.abspath(row.path) for row in rows}, " or ".join(_below(t, root) for t in tables.values())
+    known, names = ({os.path.abspath(row.path) for row in rows},
+                    " or ".join(_below(t, root) for t in tables.values()))
     return rows, left_out | {p: f"not in {names}" for p in sounds if os.path.abspath(p) not in known}
 
 # %% ../../nbs/03_data.ipynb #5b726203
@@ -267,8 +276,8 @@ def _report(root: Path, rows: list[_Row], skipped: dict[Path, str]) -> None:
         of = f"{len(skipped)} of {len(rows) + len(skipped)} files in {_shown(root)} ({kinds})"
         warnings.warn(f"skipped {of}: {names}", stacklevel=3)
     if mute := [_below(row.path, root) for row in rows if not row.line and row.captions == ("other",)]:
-        warnings.warn(f"{len(mute)} sounds in {_shown(root)} have no caption but 'other', as their names hold no word: "
-                      f"{', '.join(mute[:5])}{' ...' if len(mute) > 5 else ''}", stacklevel=3)
+        warnings.warn(f"{len(mute)} sounds in {_shown(root)} have no caption but 'other', as their names "
+                      f"hold no word: {', '.join(mute[:5])}{' ...' if len(mute) > 5 else ''}", stacklevel=3)
 
 # %% ../../nbs/03_data.ipynb #80138871
 def unusable(
@@ -286,7 +295,7 @@ class SoundFolder(Sequence):
     def __init__(self,
         root: str | os.PathLike, # folder
         sample_rate: int = 16000, # Hz
-        manifest: str | os.PathLike | None = None, # .csv, .tsv or .jsonl; None looks for it, then for .txt files
+        manifest: str | os.PathLike | None = None, # .csv, .tsv or .jsonl; None looks for it, then .txt files
         scan: bool = True, # decode each file once to find damaged and silent ones; False: headers only
     ):
         self.root, self.sample_rate = Path(root), whole_number(sample_rate, "sample_rate", 1)

@@ -33,7 +33,8 @@ class SoundJob:
     source: str = ""                                    # where it was asked for, for messages
 
 # %% ../../nbs/engine/batch.ipynb #90fb05f9
-SETTINGS = ("duration", "guidance_scale", "temperature", "top_k", "top_p", "seed", "negative_prompt", "best_of")
+SETTINGS = ("duration", "guidance_scale", "temperature", "top_k", "top_p", "seed", "negative_prompt",
+            "best_of")
 
 def parse_prompts(
     lines: Iterable[str], # of a text file or of JSON Lines
@@ -44,7 +45,8 @@ def parse_prompts(
     for number, line in enumerate(lines, 1):
         line, source = line.lstrip("\ufeff").strip(), f"line {number} of {name}"
         if line:
-            found.append({**(_read_object(line, source) if line.startswith("{") else {"text": line}), "source": source})
+            found.append({**(_read_object(line, source) if line.startswith("{") else {"text": line}),
+                          "source": source})
     if not found:
         raise ValueError(f"{name} holds no prompts; write one in each line")
     return found
@@ -73,7 +75,8 @@ def check_jobs(
     for job in jobs:
         try:
             request = Request(**job.settings).filled(model.generation)
-            model.text_encoder([text for text in (job.text, request.negative_prompt) if text is not None] or [None])
+            model.text_encoder([text for text in (job.text, request.negative_prompt) if text is not None]
+                               or [None])
         except (ValueError, TypeError) as e:
             raise ValueError(f"{job.source}: {e}" if job.source else str(e)) from e
     _check_room(model, jobs)
@@ -84,7 +87,8 @@ def _check_room(model, jobs):
     for job in jobs:
         if job.path is not None:
             seconds = Request(**job.settings).filled(model.generation).duration
-            needed[job.path.parent] = needed.get(job.path.parent, 0) + 2 * int(seconds * model.sample_rate) + 4096
+            needed[job.path.parent] = (needed.get(job.path.parent, 0)
+                                       + 2 * int(seconds * model.sample_rate) + 4096)
     for folder, n_bytes in needed.items():
         if (free := shutil.disk_usage(folder).free) < n_bytes:
             raise OSError(f"{len(jobs)} sounds need about {n_bytes / 1e6:.1f} MB, "
@@ -102,10 +106,11 @@ def run_jobs(
     "Make and save the sounds of checked jobs"
     sound = prompt_audio and load_audio(prompt_audio)
     for batch in _batches(jobs, batch_size):
-        settings = {**_shared(batch[0]), "seed": [job.settings["seed"] for job in batch], "progress": progress}
+        settings = {**_shared(batch[0]), "seed": [job.settings["seed"] for job in batch],
+                    "progress": progress}
         texts = None if batch[0].text is None else [job.text for job in batch]
         if sound:
-            audio, rate = sound[0].expand(len(batch), 1, -1), sound[1]                               # (B, 1, T)
+            audio, rate = sound[0].expand(len(batch), 1, -1), sound[1]                             # (B, 1, T)
             made = model.continuation(audio, rate, texts, **settings)
         else:
             made = model.generate(texts, **settings)
@@ -133,6 +138,6 @@ def _save(job, audio, model, tags):
     if job.path is not None:
         save_audio(job.path, audio, model.sample_rate, overwrite=True, tags=tags)
         return
-    data = io.BytesIO()                             # a pipe cannot be wound back, as the writer of a header needs
+    data = io.BytesIO()                         # a pipe cannot be wound back, as the writer of a header needs
     write_sound(data, audio[0].clamp(-1, 1).numpy(), model.sample_rate, ".wav", tags)
     sys.stdout.buffer.write(data.getvalue())

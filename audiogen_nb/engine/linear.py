@@ -77,7 +77,8 @@ class RowLinear(nn.Linear):
 # %% ../../nbs/engine/linear.ipynb #90098f2b
 @patch
 def __getstate__(self: RowLinear) -> dict:
-    "For pickling and copying: packed weights as ordinary ones, for the blocks of one processor are no other's"
+    ("For pickling and copying: packed weights as ordinary ones, for the blocks of one processor "
+     "are no other's")
     if not self.weight.is_mkldnn:
         return self.__dict__.copy()
     weight = nn.Parameter(self.dense(), requires_grad=False)

@@ -40,8 +40,9 @@ def each_in_own_surroundings(
 # %% ../../nbs/engine/surroundings.ipynb #d640c398
 @contextmanager
 def leaves_no_trace() -> Iterator[None]:
-    "Context, or decorator: PyTorch's random generators and its treatment of denormals are put back afterwards"
-    flushed = (torch.full((1,), 1e-40, dtype=torch.float32, device="cpu") * 0.5).item() == 0       # 5e-41 is a denormal
+    ("Context, or decorator: PyTorch's random generators and its treatment of denormals are put back "
+     "afterwards")
+    flushed = (torch.full((1,), 1e-40, dtype=torch.float32, device="cpu") * 0.5).item() == 0  # a denormal
     with torch.random.fork_rng():
         try:
             yield

@@ -286,7 +286,8 @@ def trained_listener(
     settings: ListenerTraining = ListenerTraining(),
     progress: bool = True,
 ) -> Listener:
-    "A listener from the cache, trained first if it is not there or damaged; other sounds or settings make another"
+    ("A listener from the cache, trained first if it is not there or damaged; other sounds or settings "
+     "make another")
     heard = [[weight, clips_fingerprint([(weight, clips)])["sounds"], [clip.kind for clip in clips]]
              for weight, clips in groups]
     key = hashlib.sha256(json.dumps([2, list(kinds), asdict(settings), heard]).encode()).hexdigest()[:16]

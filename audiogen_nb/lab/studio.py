@@ -307,7 +307,8 @@ class Playground:
                 self.settings.seed.value = take.settings["seed"]
                 self.history.add(take)
         except Exception as e:
-            error = RuntimeError(f"the sound is made, it is in .take, but cannot be shown ({type(e).__name__}: {e})")
+            error = RuntimeError("the sound is made, it is in .take, but cannot be shown "
+                                 f"({type(e).__name__}: {e})")
         finally:
             self.run.bar.value = 0
             self.run.say(*_ending(take, error, self.run.last))

@@ -33,17 +33,21 @@ class LMConfig:
     text_padding: str = "masked"     # shorter texts of a batch: "masked", or "zeros" (AudioCraft)
 
     def __post_init__(self):
-        most = dict(n_q=256, card=2**20, dim=2**16, n_layers=1000, n_heads=2**16, text_dim=2**16, max_frames=2**22)
-        for name, limit in most.items():                               # wide enough for any model we know
+        most = dict(n_q=256, card=2**20, dim=2**16, n_layers=1000, n_heads=2**16, text_dim=2**16,
+                    max_frames=2**22)                                  # wide enough for any model we know
+        for name, limit in most.items():
             object.__setattr__(self, name, whole_number(getattr(self, name), name, 1, limit))
         if self.text_padding not in ("masked", "zeros"):
             raise ValueError(f"text_padding must be 'masked' or 'zeros', got {str(self.text_padding)[:80]!r}")
         if self.pattern not in ("parallel", "delay", "flatten"):
-            raise ValueError(f"pattern must be 'parallel', 'delay' or 'flatten', got {str(self.pattern)[:80]!r}")
+            raise ValueError("pattern must be 'parallel', 'delay' or 'flatten', "
+                             f"got {str(self.pattern)[:80]!r}")
         if not isinstance(self.average_streams, bool):
-            raise TypeError(f"average_streams must be true or false, got {type(self.average_streams).__name__}")
+            raise TypeError("average_streams must be true or false, "
+                            f"got {type(self.average_streams).__name__}")
         if self.n_q * self.max_frames > 2**24:
-            raise ValueError(f"n_q * max_frames must be at most 2^24 codes, got {self.n_q} * {self.max_frames}")
+            raise ValueError("n_q * max_frames must be at most 2^24 codes, "
+                             f"got {self.n_q} * {self.max_frames}")
         if self.dim % (2 * self.n_heads):
             raise ValueError(f"dim must be a multiple of 2 * n_heads, got {self.dim} and {self.n_heads}")
 

@@ -69,14 +69,16 @@ def _check_fixed(config, fixed):
         theirs = setting(config, path, _MISSING)
         if theirs is not _MISSING and theirs != ours:
             theirs = repr(theirs)[:200]
-            raise ValueError(f"this checkpoint has {path} = {theirs}, which is not supported; it must be {ours!r}")
+            raise ValueError(f"this checkpoint has {path} = {theirs}, which is not supported; "
+                             f"it must be {ours!r}")
 
 def _int(config, path):
     "A whole number of the configuration"
     value = setting(config, path, None)
     if not isinstance(value, int) or isinstance(value, bool):
         value = str(value)[:80]
-        raise ValueError(f"the configuration of this checkpoint must hold a whole number at {path}, got {value!r}")
+        raise ValueError(f"the configuration of this checkpoint must hold a whole number at {path}, "
+                         f"got {value!r}")
     return value
 
 # %% ../../nbs/peers/audiocraft.ipynb #9e5d6f91
@@ -138,7 +140,8 @@ def codec_config(
     ratios = setting(config, "seanet.ratios", None)
     if not isinstance(ratios, list) or not all(isinstance(r, int) for r in ratios):
         raise ValueError(
-            f"the configuration of this checkpoint must hold a list of strides at seanet.ratios, got {str(ratios)[:80]}"
+            "the configuration of this checkpoint must hold a list of strides at seanet.ratios, "
+            f"got {str(ratios)[:80]}"
         )
     # they list the decoder's order
     return CodecConfig(**sizes, strides=tuple(reversed(ratios)), norm="weight")
@@ -231,12 +234,13 @@ def _text_encoder(given, name, width):
     if isinstance(given, TextEncoder):
         return _check_width(given, width)
     if given is not None and not isinstance(given, (str, Path)):
-        raise TypeError(f"text_encoder must be a TextEncoder, a name, a folder or None, got {type(given).__name__}")
+        raise TypeError("text_encoder must be a TextEncoder, a name, a folder or None, "
+                        f"got {type(given).__name__}")
     if not (given or name):
         raise ValueError("this checkpoint does not name its text encoder; pass text_encoder=")
     if not given and not re.fullmatch(r"(google-t5/)?t5-\w+|google/(flan-t5|t5-v1_1)-\w+", str(name)):
-        raise ValueError(f"this checkpoint names the text encoder {str(name)[:200]!r}, which is not one of Google's "
-                         "T5 models; pass text_encoder= yourself if you trust it")
+        raise ValueError(f"this checkpoint names the text encoder {str(name)[:200]!r}, which is not one of "
+                         "Google's T5 models; pass text_encoder= yourself if you trust it")
     name = given or name
     if str(name).startswith((".", "/", "~")) and not Path(name).is_dir():
         raise FileNotFoundError(f"there is no folder {name} with a text encoder")

@@ -23,7 +23,8 @@ def _write_card(model, folder, kind, layout, weights, path):
     parts = model.parts._replace(provenance=with_card(model.provenance, folder))
     library = {"musicgen": "transformers"}.get(layout, layout)
     old, new = _NAMES[kind], _NAMES[layout]
-    done = f"Converted by `audiogen-nb convert` from the layout of {old} to that of {new}, weights as {weights}."
+    done = (f"Converted by `audiogen-nb convert` from the layout of {old} to that of {new}, "
+            f"weights as {weights}.")
     card = derived_card(parts, "{}, in the layout of " + new, done, library_name=library)
     path.write_text(card, encoding="utf-8")
 

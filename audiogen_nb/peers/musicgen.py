@@ -198,7 +198,8 @@ def _read_state(folder):
     files, state = ["model.safetensors"], {}
     if index.is_file():
         names = read_json(inside(folder, index.name, "the layout")).get("weight_map")
-        if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        if (not isinstance(names, dict) or not names
+                or not all(isinstance(name, str) for name in names.values())):
             raise ValueError(f"{index} has no weight_map from tensors to files")
         files = sorted(set(names.values()))
     files = [inside(folder, file, index.name) for file in files]
@@ -248,7 +249,8 @@ def _text_encoder(folder, settings, state):
             inside(folder, path.name, "the layout")
     weights = {k.removeprefix("text_encoder."): v for k, v in state.items() if k.startswith("text_encoder.")}
     if not 1 <= getattr(settings.text_encoder, "num_layers", 0) <= len(weights):
-        raise ValueError(f"{folder} has a text encoder of other layers than its config.json; pass text_encoder=")
+        raise ValueError(f"{folder} has a text encoder of other layers than its config.json; "
+                         "pass text_encoder=")
     # one table under two names
     weights.setdefault("encoder.embed_tokens.weight", weights.get("shared.weight"))
     try:

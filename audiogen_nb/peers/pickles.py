@@ -39,7 +39,8 @@ def read_checkpoint(
     "Read a file of AudioCraft's; a pickle of more than plain values is refused before it runs"
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} is not a complete AudioCraft checkpoint: {path.name} is missing")
+        raise FileNotFoundError(f"{path.parent} is not a complete AudioCraft checkpoint: "
+                                f"{path.name} is missing")
     try:
         mapped = _is_zip(path)         # files from before PyTorch 1.6 cannot be mapped
         check_pickle(path)
@@ -78,7 +79,8 @@ def _check_package(package, path, mapped):
     return Checkpoint(read_yaml(config, str(path)), state, str(package.get("version", "unknown")), mapped)
 
 # %% ../../nbs/peers/pickles.ipynb #fe8386ed
-_NUMBERS = dict(Float=4, Half=2, BFloat16=2, Double=8, Long=8, Int=4, Short=2, Char=1, Byte=1, Bool=1)   # bytes of one
+_NUMBERS = dict(Float=4, Half=2, BFloat16=2, Double=8, Long=8, Int=4, Short=2, Char=1, Byte=1,  # bytes of one
+                Bool=1)
 
 class _Claims(pickle.Unpickler):
     "Reads a pickle of tensors and builds none: what it asks for is compared with what there is"
@@ -181,7 +183,8 @@ def read_yaml(
             raise ValueError("no table of settings")
         return _resolve(config, config, 0, iter(range(100_000)))
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as e:
-        raise ValueError(f"{name} has a configuration that cannot be read ({str(e).splitlines()[0]})") from None
+        raise ValueError(
+            f"{name} has a configuration that cannot be read ({str(e).splitlines()[0]})") from None
 
 # %% ../../nbs/peers/pickles.ipynb #e936e12c
 _REFERENCE = re.compile(r"\$\{([\w.]+)\}")

@@ -64,7 +64,7 @@ class AudioCraftStyle:
     def lm(self): return self.model.lm
 
     def set_custom_progress_callback(self,
-        progress_callback: Callable[[int, int], None] | None = None,  # told (steps done, steps in all); None: a bar
+        progress_callback: Callable[[int, int], None] | None = None,  # told (steps done, of all); None: a bar
     ) -> None:
         "What to call with `progress=True`"
         self._progress_callback = progress_callback
@@ -81,7 +81,8 @@ class AudioCraftStyle:
         gen_tokens: torch.Tensor, # (B, K, F)
     ) -> torch.Tensor: # (B, 1, T) on the CPU
         "Audio of tokens"
-        return StreamingCodec(self.model.codec).decode(gen_tokens)[..., : round(self.duration * self.sample_rate)].cpu()
+        return StreamingCodec(self.model.codec).decode(gen_tokens)[
+            ..., : round(self.duration * self.sample_rate)].cpu()
 
 # %% ../../nbs/peers/habits.ipynb #d7b1db21
 @patch
@@ -99,12 +100,13 @@ def set_generation_params(self: AudioCraftStyle,
     duration, own = real_number(duration, "duration"), self.model.generation
     stride = real_number(extend_stride, "extend_stride")
     generation = replace(own, extend_stride=stride, longest=max(own.limit, duration))
-    settings = dict(duration=duration, guidance_scale=cfg_coef, temperature=1.0 if temperature == 0 else temperature,
+    settings = dict(duration=duration, guidance_scale=cfg_coef,
+                    temperature=1.0 if temperature == 0 else temperature,
                     top_k=top_k, top_p=top_p, greedy=not use_sampling or temperature == 0)
     Request(**settings).filled(generation)                       # refused now, and nothing has changed
     if two_step_cfg:
-        warnings.warn("two_step_cfg makes no difference here: no item of a batch depends on the others' captions",
-                      stacklevel=2)
+        warnings.warn("two_step_cfg makes no difference here: no item of a batch depends on the others' "
+                      "captions", stacklevel=2)
     self.model.generation, self._settings = generation, settings
     self.duration, self.extend_stride = duration, generation.extend_stride
     self.generation_params = dict(use_sampling=use_sampling, temp=temperature, top_k=top_k, top_p=top_p,
@@ -116,16 +118,19 @@ def _more(shim, progress):
     told = shim._progress_callback
     if not progress or told is None:
         return {**shim._settings, "progress": bool(progress)}
-    return {**shim._settings, "callback": lambda step, n_steps: told(step, n_steps) and None}     # it stops nothing
+    return {**shim._settings, "callback": lambda step, n_steps: told(step, n_steps) and None}  # stops nothing
 
 def _each(descriptions, make):
-    "What `make` (positions, texts or None, seeds) makes, in order; those without a description are made one by one"
+    ("What `make` (positions, texts or None, seeds) makes, in order; those without a description "
+     "are made one by one")
     if not isinstance(descriptions, (list, tuple)) or not descriptions:
         raise TypeError(f"descriptions must be a list with at least one description, got {descriptions!r}")
     seeds = torch.randint(2 ** 63 - 1, (len(descriptions),)).tolist()
     told = [i for i, text in enumerate(descriptions) if text is not None]
-    made = dict(zip(told, make(told, [descriptions[i] for i in told], [seeds[i] for i in told]))) if told else {}
-    return torch.stack([made[i] if i in made else make([i], None, seeds[i])[0] for i in range(len(descriptions))])
+    made = dict(zip(told, make(told, [descriptions[i] for i in told],
+                               [seeds[i] for i in told]))) if told else {}
+    return torch.stack([made[i] if i in made else make([i], None, seeds[i])[0]
+                        for i in range(len(descriptions))])
 
 # %% ../../nbs/peers/habits.ipynb #ed5169a3
 @patch
@@ -151,13 +156,15 @@ def generate_continuation(self: AudioCraftStyle,
 ) -> torch.Tensor: # (B, 1, T), prompts included
     "Go on with each prompt, up to `duration`"
     if return_tokens:
-        raise ValueError("return_tokens is not offered for a continuation; pass its audio to compression_model.encode")
+        raise ValueError("return_tokens is not offered for a continuation; pass its audio to "
+                         "compression_model.encode")
     prompt = prompt[None] if prompt.dim() == 2 else prompt
     if prompt.dim() != 3:
         raise ValueError(f"prompt must be (B, C, T), or (C, T) for one, got {list(prompt.shape)}")
     descriptions = [None] * len(prompt) if descriptions is None else descriptions
     if len(descriptions) != len(prompt):
-        raise ValueError(f"got {len(prompt)} prompts and {len(descriptions)} descriptions; pass as many of each")
+        raise ValueError(f"got {len(prompt)} prompts and {len(descriptions)} descriptions; "
+                         "pass as many of each")
     more, prompt = _more(self, progress), prompt.float().mean(1, keepdim=True)
     prompt = resample(prompt, prompt_sample_rate, self.sample_rate)
     return _each(descriptions, lambda items, texts, seeds: self.model.continuation(

@@ -40,7 +40,8 @@ def uniform_streams(
     return torch.stack([_uniforms(seed, n_steps, n_q) for seed in seeds]).transpose(1, 2)
 
 def _uniforms(seed, n_steps, n_q):
-    "(n_steps, n_q); PyTorch's generator on the CPU looks at 32 bits of a seed, so larger ones go to NumPy's Philox"
+    ("(n_steps, n_q); PyTorch's generator on the CPU looks at 32 bits of a seed, so larger ones go to "
+     "NumPy's Philox")
     if seed >= 2 ** 32:
         return torch.from_numpy(np.random.Generator(np.random.Philox(seed)).random((n_steps, n_q)))
     generator = torch.Generator("cpu").manual_seed(seed)
@@ -52,11 +53,12 @@ def draw(
     uniforms: torch.Tensor, # (...) in [0, 1)
 ) -> torch.Tensor: # (...) int64
     "The code at which the cumulative distribution passes the uniform"
-    device, probs = probs.device, probs.cpu() if probs.device.type == "mps" else probs         # MPS has no float64
+    device, probs = probs.device, probs.cpu() if probs.device.type == "mps" else probs    # MPS has no float64
     cumulative = probs.double().cumsum(-1)
     # scaled by the total, so that rounding can never point beyond the last code
     target = uniforms[..., None].to(cumulative) * cumulative[..., -1:]
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_max(probs.shape[-1] - 1).to(device)
+    return torch.searchsorted(
+        cumulative, target, right=True).squeeze(-1).clamp_max(probs.shape[-1] - 1).to(device)
 
 # %% ../../nbs/15_sampling.ipynb #182f46b1
 def guide(

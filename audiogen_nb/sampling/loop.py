@@ -67,7 +67,7 @@ def decode_frames(
     scales = [check_sampling(scale, temperature, top_k, top_p)[0]
               for scale in guidance_scales(guidance_scale, n_steps - first)]
     uniforms = uniform_streams(seeds, n_steps, self.config.n_q)
-    uniforms = uniforms if sequence.device.type == "mps" else uniforms.to(sequence.device)     # MPS has no float64
+    uniforms = uniforms if sequence.device.type == "mps" else uniforms.to(sequence.device)   # MPS: no float64
     guided = any(scale != 1 for scale in scales)  # plain sampling needs no row without text
     condition = _conditions(self, text_states, text_mask, negative, guided)
 
@@ -120,7 +120,8 @@ def _decode(lm, sequence, unwritten, done, condition, scales, choose, callback):
         if scales is not None:
             logits = guide(*logits.chunk(2), scales[s - first])
         if not logits.isfinite().all():
-            raise FloatingPointError(f"the logits of step {s} are NaN or infinite: a weight or a text state is damaged")
+            raise FloatingPointError(f"the logits of step {s} are NaN or infinite: a weight or a text state "
+                                     "is damaged")
         sequence[..., s] = torch.where(unwritten[:, s], choose(logits, s), sequence[..., s])
         fresh = sequence[..., s : s + 1]
         stop = callback and callback(s - first + 1, n_steps - first) is True

@@ -22,7 +22,8 @@ from .choosing import check_sampling
 # %% ../../nbs/engine/request.ipynb #e937113b
 _DAY = 86_400.0                         # s; no sound is longer
 _LIMITS = [("duration", 0.001, _DAY), ("max_duration", 0.001, _DAY), ("guidance_scale", 0, 1000),
-           ("temperature", 0.001, 1000), ("top_p", 0, 1), ("longest", 0.001, _DAY), ("extend_stride", 0, _DAY)]
+           ("temperature", 0.001, 1000), ("top_p", 0, 1), ("longest", 0.001, _DAY),
+           ("extend_stride", 0, _DAY)]
 
 @dataclass(frozen=True)
 class Generation:
@@ -43,10 +44,12 @@ class Generation:
         object.__setattr__(self, "top_k", whole_number(self.top_k, "top_k", 0, 2**31))
         if self.extend_stride is not None and not 0 < self.extend_stride < self.max_duration:
             raise ValueError(
-                f"extend_stride must lie between 0 and max_duration = {self.max_duration} s, got {self.extend_stride}"
+                f"extend_stride must lie between 0 and max_duration = {self.max_duration} s, "
+                f"got {self.extend_stride}"
             )
         if self.longest is not None and not self.longest >= self.max_duration:
-            raise ValueError(f"longest must be at least max_duration = {self.max_duration} s, got {self.longest}")
+            raise ValueError(f"longest must be at least max_duration = {self.max_duration} s, "
+                             f"got {self.longest}")
 
     @property
     def limit(self) -> float:
@@ -83,7 +86,8 @@ class Request:
                             "e.g. dataclasses.replace(model.generation, temperature=0.8)")
         names = ("duration", "guidance_scale", "temperature", "top_k", "top_p")
         default = self.settings or g
-        request = replace(self, **{name: getattr(default, name) for name in names if getattr(self, name) is None})
+        request = replace(self, **{name: getattr(default, name) for name in names
+                                   if getattr(self, name) is None})
         return _checked(request, g)
 
 # %% ../../nbs/engine/request.ipynb #889eaa01
@@ -91,7 +95,8 @@ def _checked(r, g):
     "The request in Python's own numbers; refuses settings that cannot work"
     duration = real_number(r.duration, "duration")
     if not 0 < duration <= g.limit:
-        raise ValueError(f"duration must be above 0 and at most {g.limit:g} s for this model, got {r.duration}")
+        raise ValueError(f"duration must be above 0 and at most {g.limit:g} s for this model, "
+                         f"got {r.duration}")
     numbers = check_sampling(r.guidance_scale, r.temperature, r.top_k, r.top_p)
     if r.negative_prompt is not None and r.guidance_scale == 1:
         raise ValueError("negative_prompt acts through guidance; pass a guidance_scale above 1 along with it")
@@ -104,8 +109,8 @@ def _checked(r, g):
         raise ValueError("seed and generator both decide the draws; pass one of them")
     scale, temperature, top_k, top_p = numbers
     n = whole_number(r.num_return_sequences, "num_return_sequences", 1)
-    return replace(r, duration=duration, guidance_scale=scale, temperature=temperature, top_k=top_k, top_p=top_p,
-                   best_of=best_of, num_return_sequences=n)
+    return replace(r, duration=duration, guidance_scale=scale, temperature=temperature, top_k=top_k,
+                   top_p=top_p, best_of=best_of, num_return_sequences=n)
 
 # %% ../../nbs/engine/request.ipynb #eb486560
 def as_texts(
@@ -115,9 +120,11 @@ def as_texts(
     if descriptions is None or isinstance(descriptions, str):
         return [descriptions]
     if not isinstance(descriptions, (list, tuple)):
-        raise TypeError(f"descriptions must be a str, a list of str or None, got {type(descriptions).__name__}")
+        raise TypeError("descriptions must be a str, a list of str or None, "
+                        f"got {type(descriptions).__name__}")
     if any(d is None for d in descriptions):
-        raise TypeError("a list of descriptions may not hold None; to generate without a text pass None alone")
+        raise TypeError("a list of descriptions may not hold None; to generate without a text "
+                        "pass None alone")
     return list(descriptions)
 
 # %% ../../nbs/engine/request.ipynb #e129ebf1
@@ -136,7 +143,7 @@ def one_text_each(
 def as_seeds(
     seed: int | list[int] | None, # an int is every item's; None draws fresh ones
     n: int, # items
-    generator: torch.Generator | None = None, # draws the fresh ones; None: PyTorch's own, so torch.manual_seed decides
+    generator: torch.Generator | None = None, # draws the fresh ones; None: PyTorch's own (torch.manual_seed)
 ) -> list[int]: # n of them, each in 0 .. 2**63 - 1
     "One seed per item"
     if seed is None:
@@ -169,7 +176,7 @@ def fold_seed(
 def items_of(
     texts: list[str | None], # from `as_texts`
     r: Request, # filled
-) -> tuple[list[str | None], list[int], list[str | None] | None]: # texts, seeds, what not to hear, one each per sound
+) -> tuple[list[str | None], list[int], list[str | None] | None]: # texts, seeds, what not to hear, per sound
     "Every sound that is asked for: each text `num_return_sequences` times, with a seed of its own"
     n, seeds = r.num_return_sequences, as_seeds(r.seed, len(texts), r.generator)
     pairs = [pair for pair in zip(texts, seeds) if pair[0] is not None]
@@ -177,7 +184,8 @@ def items_of(
         warnings.warn("equal descriptions with equal seeds make equal sounds; pass a list of seeds, "
                       "or one description with num_return_sequences", stacklevel=3)
     repeated = lambda values: [value for value in values for _ in range(n)]
-    unwanted = None if r.negative_prompt is None else one_text_each(r.negative_prompt, len(texts), "negative_prompt")
+    unwanted = (None if r.negative_prompt is None
+                else one_text_each(r.negative_prompt, len(texts), "negative_prompt"))
     seeds = [derive_seed(seed, 1, j) if j else seed for seed in seeds for j in range(n)]
     return repeated(texts), seeds, unwanted and repeated(unwanted)
 
@@ -190,5 +198,6 @@ def takes_settings(
     own = [p for p in declared if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     before = [p for p in own if p.kind is not p.KEYWORD_ONLY]
     settings = list(inspect.signature(Request).parameters.values())
-    function.__signature__ = inspect.signature(function).replace(parameters=before + settings + own[len(before):])
+    function.__signature__ = inspect.signature(function).replace(
+        parameters=before + settings + own[len(before):])
     return function

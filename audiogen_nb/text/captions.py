@@ -21,13 +21,16 @@ from .encoders import TextEncoder
 
 # %% ../../nbs/engine/captions.ipynb #de75ccae
 def _described(encoder: TextEncoder) -> tuple[str, str]:
-    "What decides an encoder's states besides weights and settings: how it cuts text, how its layers are put together."
+    ("What decides an encoder's states besides weights and settings: how it cuts text, how its layers "
+     "are put together.")
     tokenizer = getattr(encoder, "tokenizer", None)
-    tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)  # of the tokenizers library: merges, normaliser, ...
+    tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)  # of tokenizers: merges, normaliser, ...
     config = getattr(getattr(encoder, "model", None), "config", None)
     layers = config.to_dict() if hasattr(config, "to_dict") else {}
-    layers = {name: value for name, value in layers.items() if name not in ("_name_or_path", "transformers_version")}
-    return tokenizer.to_str() if hasattr(tokenizer, "to_str") else "", json.dumps(layers, sort_keys=True, default=str)
+    layers = {name: value for name, value in layers.items()
+              if name not in ("_name_or_path", "transformers_version")}
+    return (tokenizer.to_str() if hasattr(tokenizer, "to_str") else "",
+            json.dumps(layers, sort_keys=True, default=str))
 
 # %% ../../nbs/engine/captions.ipynb #3b3bf39c
 @patch

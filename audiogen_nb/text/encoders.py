@@ -122,7 +122,8 @@ def caption_states(
 # %% ../../nbs/12_words.ipynb #9a0c1126
 def write_encoder_config(folder: Path, config: dict) -> None:
     "Write `folder`/config.json, whole or not at all."
-    with atomic_path(folder / "config.json") as new: new.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    with atomic_path(folder / "config.json") as new:
+        new.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
 def read_encoder_config(

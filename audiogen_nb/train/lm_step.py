@@ -33,7 +33,7 @@ def blur_text(
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]: # states and mask, same shapes
     "Hide single words and add noise to the rest; the first state (of the sentence) is never hidden"
-    keep = torch.rand(mask.shape, generator=generator, device="cpu") >= hide     # drawn on the CPU: the same everywhere
+    keep = torch.rand(mask.shape, generator=generator, device="cpu") >= hide   # on the CPU: the same for all
     keep[:, 0] = True
     amount = noise * torch.rand(len(states), 1, 1, generator=generator, device="cpu")
     blur = amount * torch.randn(states.shape, generator=generator, device="cpu")

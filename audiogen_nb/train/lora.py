@@ -100,7 +100,7 @@ def fit_lora(
     folder, codec, clips, held_out = Path(folder), model.codec, list(clips), list(held_out)
     if not clips:
         raise ValueError("clips is empty; pass the sounds to learn from, e.g. SoundFolder('my_sounds')")
-    optional_import("peft", "fine-tuning with adapters"), _float32(model)          # refused now, not after the encoding
+    optional_import("peft", "fine-tuning with adapters"), _float32(model)      # refused before the encoding
     for clip in (*clips, *held_out):
         if clip.sample_rate != codec.sample_rate:
             raise ValueError(
@@ -112,10 +112,12 @@ def fit_lora(
     chosen = {"tokens": (clips, settings.n_items, settings.seed),
               "held_out": (held_out, len(held_out), settings.seed + 1)}
     caches = {
-        name: cached_tokens(folder / name, codec, [(1.0, some)], n, model.generation.max_duration, 0.0, seed, progress)
+        name: cached_tokens(folder / name, codec, [(1.0, some)], n, model.generation.max_duration, 0.0, seed,
+                            progress)
         for name, (some, n, seed) in chosen.items() if some
     }
-    record_recipe(folder, {"lora": asdict(settings)}, made_from={name: c.made_from for name, c in caches.items()})
+    record_recipe(folder, {"lora": asdict(settings)},
+                  made_from={name: c.made_from for name, c in caches.items()})
     with adapters(model, settings) as adapted:
         log = fit_lm(model.lm, caches["tokens"], model.text_encoder, settings, folder, caches.get("held_out"),
                      progress=progress)
@@ -143,7 +145,7 @@ def merge_lora(
                 f"{adapter} holds no adapters: {name} is missing; pass the folder `adapter` of a run"
             )
     rank, alpha, layers = _check_adapter(model, adapter)
-    config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers)     # nothing else of what the file says
+    config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers)     # nothing else of the file
     merged = copy.copy(model)
     try:
         adapted = peft.PeftModel.from_pretrained(copy.deepcopy(model.lm), adapter, config=config)
@@ -167,15 +169,18 @@ def _check_adapter(model, adapter):
     "The settings of saved adapters; refused if they ask for more than their file holds"
     names = "adapter_config.json", "adapter_model.safetensors"
     config, weights = (inside(adapter, name, "the layout") for name in names)
-    settings, stored, shapes = read_json(config), stored_tensors(weights), dict(_float32(model).named_parameters())
+    settings, stored, shapes = (read_json(config), stored_tensors(weights),
+                                dict(_float32(model).named_parameters()))
     rank = settings.get("r")
-    whole_number(rank, f"r in {config}", 1, 4096), real_number(settings.get("lora_alpha"), f"lora_alpha in {config}")
+    (whole_number(rank, f"r in {config}", 1, 4096),
+     real_number(settings.get("lora_alpha"), f"lora_alpha in {config}"))
     if settings.get("peft_type") != "LORA":
         raise ValueError(f"{config} is not of adapters that `fit_lora` made")
     odd = [name for name in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save",
                              "fan_in_fan_out") if settings.get(name)]
     if odd:
-        raise ValueError(f"{config} uses {odd[0]}, which is not supported; train the adapters with `fit_lora`")
+        raise ValueError(f"{config} uses {odd[0]}, which is not supported; "
+                         "train the adapters with `fit_lora`")
     layers = set()
     for name, part in stored.items():
         layer = re.sub(r"^base_model\.model\.|\.lora_[AB]\.weight$", "", name) + ".weight"
@@ -192,10 +197,12 @@ def _with_lora(model, adapter, scale):
     lora = {"rank": settings["r"], "alpha": settings["lora_alpha"], "scale": scale}
     if (adapter.parent / "recipe.json").is_file():                       # the run's, if it is still there
         lora["recipe"] = read_recipe(adapter.parent)
-        clips, steps = lora["recipe"][-1]["made_from"]["tokens"]["clips"], lora["recipe"][-1]["lora"]["n_steps"]
+        clips, steps = (lora["recipe"][-1]["made_from"]["tokens"]["clips"],
+                        lora["recipe"][-1]["lora"]["n_steps"])
     licence = f"{old.get('licence') or 'not stated'}; of the sounds that it was adapted to: not stated"
-    text = (f"The language model of the one described below was adapted to {clips} clips of its maker's own in {steps} "
-            f"steps of training (LoRA of rank {lora['rank']}, alpha {lora['alpha']:g}, added at scale {scale:g}). The "
+    text = (f"The language model of the one described below was adapted to {clips} clips of its maker's own "
+            f"in {steps} steps of training (LoRA of rank {lora['rank']}, alpha {lora['alpha']:g}, added at "
+            f"scale {scale:g}). The "
             "licence of these clips is not stated; it follows from them. Codec and text encoder are the old "
             "ones, and all that is said below of makers and licences still holds.")
     before = [*old.get("lora_before", []), old["lora"]] if "lora" in old else []

@@ -91,7 +91,8 @@ def training_clips(
 ) -> tuple[list[list[Clip]], list[Clip]]: # groups to train on, held-out clips
     "The groups of clips that a configuration's `data` section asks for: recordings, own folder, toy world"
     check_keys(
-        data, ["recordings", "recordings_folder", "folder", "toy", "toy_seed", "toy_seconds"], "the data section"
+        data, ["recordings", "recordings_folder", "folder", "toy", "toy_seed", "toy_seconds"],
+        "the data section"
     )
     groups, held_out = [], []
     if data.get("recordings", "folder" not in data):
