@@ -63,13 +63,14 @@ app.add_typer(codec_app, name="codec")
 def refused_on_purpose(
     error: Exception, # that was caught
 ) -> bool:
-    "Did this library raise it, by a `raise` of its own? Trouble with a file or a disk is the user's to know, too"
+    ("Did this library raise it, by a `raise` of its own? "
+     "Trouble with a file or a disk is the user's to know, too")
     trace = error.__traceback__
     while trace.tb_next:
         trace = trace.tb_next
     code, module = trace.tb_frame.f_code.co_code, trace.tb_frame.f_globals.get("__name__", "")
     raised = code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
-    ours = module.split(".")[0] in ("audiogen_nb", "__main__")                # the library, or the notebook it is written in
+    ours = module.split(".")[0] in ("audiogen_nb", "__main__")         # the library, or the notebook that writes it
     return isinstance(error, OSError) or (raised and ours)
 
 # %% ../nbs/engine/cli.ipynb #a5dfdcd3
@@ -80,7 +81,7 @@ def main(
     argv = sys.argv[1:] if argv is None else argv
     options = argv[: argv.index("--")] if "--" in argv else argv
     debug, argv = "--debug" in options, [a for a in options if a != "--debug"] + argv[len(options):]
-    for stream in (sys.stdout, sys.stderr):         # a name that the terminal's encoding lacks is no reason to stop
+    for stream in (sys.stdout, sys.stderr):   # a name that the terminal's encoding lacks is no reason to stop
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -114,41 +115,43 @@ def _check_texts(
     if duration is not None and not 0 < duration < math.inf:
         raise ValueError(f"duration must be above 0 seconds, got {duration}")
     given = dict(guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p)
-    check_sampling(**{name: float(name == "temperature") if value is None else value for name, value in given.items()})
+    check_sampling(**{name: float(name == "temperature") if value is None else value
+                      for name, value in given.items()})
 
 # %% ../nbs/engine/cli.ipynb #2b6743a0
 @app.command("generate")
 def generate_command(
-    text: Annotated[list[str] | None, typer.Argument(help="What to hear; several texts make several files.")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Output file: .wav, .flac or .ogg.")] = Path("out.wav"),
+    text: Annotated[list[str] | None, typer.Argument(
+        help="What to hear; several texts make several files.")] = None,
+    out: Annotated[Path, typer.Option(
+        "--out", "-o", help="Output file: .wav, .flac or .ogg.")] = Path("out.wav"),
     model: Annotated[str, typer.Option(help="'pocket', a folder, or a hub id.")] = "pocket",
-    duration: Annotated[
-        float | None, typer.Option(help="Seconds; beyond the model's window in several windows.")
-    ] = None,
+    duration: Annotated[float | None, typer.Option(
+        help="Seconds; beyond the model's window in several windows.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="1 is none; more obeys the text more.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Below 1 safer, above 1 wilder.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Draw among the k likeliest codes; 0 is off.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Draw among the likeliest codes that hold this mass.")] = None,
+    top_p: Annotated[float | None, typer.Option(
+        help="Draw among the likeliest codes that hold this mass.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Makes the result repeatable.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What not to hear.")] = None,
-    best_of: Annotated[
-        int, typer.Option(min=1, help="Make so many of each and keep the one its text explains best.")
-    ] = 1,
+    best_of: Annotated[int, typer.Option(
+        min=1, help="Make so many of each and keep the one its text explains best.")] = 1,
     prompt_audio: Annotated[Path | None, typer.Option(help="A sound file to continue.")] = None,
-    prompts: Annotated[
-        Path | None, typer.Option(help="File with a text in each line, or JSON Lines with settings; - reads stdin.")
-    ] = None,
+    prompts: Annotated[Path | None, typer.Option(
+        help="File with a text in each line, or JSON Lines with settings; - reads stdin.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
     dtype: Annotated[str | None, typer.Option(help="Of the weights: float32, bfloat16 or int8.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Sounds made at once.")] = 8,
-    skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave out what is there already.")] = False,
+    skip_existing: Annotated[bool, typer.Option(
+        "--skip-existing", help="Leave out what is there already.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ):
     "Generate sounds from texts, or continue one."
     top_p = 0.0 if top_k is not None and top_p is None else top_p
-    given = dict(duration=duration, guidance_scale=guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p,
-                 seed=secrets.randbelow(100_000) if seed is None else seed,
+    given = dict(duration=duration, guidance_scale=guidance_scale, temperature=temperature, top_k=top_k,
+                 top_p=top_p, seed=secrets.randbelow(100_000) if seed is None else seed,
                  negative_prompt=negative_prompt, best_of=best_of)
     jobs = _checked_jobs(_rows(text, prompts), out, prompt_audio, given, force, skip_existing)
     if seed is None:
@@ -161,7 +164,8 @@ def _rows(text, prompts):
     "What to hear, from the arguments or from a file: dictionaries as `parse_prompts` returns them"
     from audiogen_nb.engine.batch import parse_prompts
     if prompts is None:
-        return [{"text": t, "source": f"TEXT {i}" if len(text) > 1 else ""} for i, t in enumerate(text or [], 1)]
+        return [{"text": t, "source": f"TEXT {i}" if len(text) > 1 else ""}
+                for i, t in enumerate(text or [], 1)]
     if text:
         raise ValueError("pass TEXT or --prompts, not both")
     if str(prompts) == "-":
@@ -263,7 +267,8 @@ def encode_command(
     audio = resample(audio, rate, codec.sample_rate)
     codes = StreamingCodec(codec).encode(audio[None])[0]                                     # (K, F)
     with atomic_path(out) as temporary:
-        save_file({"codes": codes.int()}, temporary, {**_codec_facts(codec), "n_samples": str(audio.shape[-1])})
+        save_file({"codes": codes.int()}, temporary,
+                  {**_codec_facts(codec), "n_samples": str(audio.shape[-1])})
     print(out)
 
 # %% ../nbs/engine/cli.ipynb #df1f4ad7
@@ -286,9 +291,8 @@ def decode_command(
             raise ValueError(
                 f"{codes} was made by another codec ({name} {facts.get(name)}, here {own}); pass its --model"
             )
-    print(
-        save_audio(out, StreamingCodec(codec).decode(values[None])[0, :, :n_samples], codec.sample_rate, overwrite=True)
-    )
+    print(save_audio(out, StreamingCodec(codec).decode(values[None])[0, :, :n_samples], codec.sample_rate,
+                     overwrite=True))
 
 # %% ../nbs/engine/cli.ipynb #f6995939
 def _read_codes(path):
@@ -317,8 +321,10 @@ def fetch_recordings_command(
 def fit_codec_command(
     config: Annotated[Path, typer.Argument(help="JSON: codec preset, data, training.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; call again to go on.")],
-    start_from: Annotated[Path | None, typer.Option(help="Folder of another run whose codec to begin with.")] = None,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write event files for TensorBoard, too.")] = False,
+    start_from: Annotated[Path | None, typer.Option(
+        help="Folder of another run whose codec to begin with.")] = None,
+    tensorboard: Annotated[bool, typer.Option(
+        "--tensorboard", help="Write event files for TensorBoard, too.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ):
     "Train a codec as a configuration file says; also under torchrun, on several processes."
@@ -329,9 +335,11 @@ def fit_codec_command(
 # %% ../nbs/engine/cli.ipynb #4f98bacb
 @app.command("fit-lm")
 def fit_lm_command(
-    config: Annotated[Path, typer.Argument(help="JSON: language model preset, data, tokens, training, generation.")],
+    config: Annotated[Path, typer.Argument(
+        help="JSON: language model preset, data, tokens, training, generation.")],
     codec_run: Annotated[Path, typer.Option(help="Folder of a finished `fit-codec`.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; the model is saved in its model/.")],
+    out: Annotated[Path, typer.Option(
+        "--out", "-o", help="Folder of the run; the model is saved in its model/.")],
     start_from: Annotated[
         Path | None, typer.Option(help="Folder of another run, on the same codes, to begin with.")
     ] = None,
@@ -345,10 +353,10 @@ def fit_lm_command(
 # %% ../nbs/engine/cli.ipynb #cdba66e6
 @app.command("fit-lora")
 def fit_lora_command(
-    sounds: Annotated[
-        Path, typer.Argument(help="Folder of sounds; captions in a manifest, in .txt files, or in the names.")
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; the model is saved in its model/.")],
+    sounds: Annotated[Path, typer.Argument(
+        help="Folder of sounds; captions in a manifest, in .txt files, or in the names.")],
+    out: Annotated[Path, typer.Option(
+        "--out", "-o", help="Folder of the run; the model is saved in its model/.")],
     model: Annotated[str, typer.Option(help="To start from: 'pocket', a folder, or a hub id.")] = "pocket",
     steps: Annotated[int, typer.Option(min=1, help="Length of the training.")] = 200,
     rank: Annotated[int, typer.Option(min=1, help="Width of the adapters.")] = 8,
@@ -358,9 +366,8 @@ def fit_lora_command(
     if not sounds.is_dir():
         raise FileNotFoundError(f"no folder {sounds}; pass a folder with sounds")
     if (out / "model").exists():
-        raise FileExistsError(
-            f"{out / 'model'} exists: this run is finished; remove it to train further, or choose another --out"
-        )
+        raise FileExistsError(f"{out / 'model'} exists: this run is finished; "
+                              "remove it to train further, or choose another --out")
     from audiogen_nb.pipeline import AudioGen
     from audiogen_nb.data.clips import SoundFolder, split_clips
     from audiogen_nb.train.lora import LoRATraining, fit_lora, merge_lora
@@ -375,7 +382,8 @@ def evaluate_command(
     model: Annotated[str, typer.Option(help="'pocket', a folder, or a hub id.")] = "pocket",
     out: Annotated[Path, typer.Option("--out", "-o", help="Report to write: .json.")] = Path("report.json"),
     recordings: Annotated[Path | None, typer.Option(help="What `fetch-recordings` filled.")] = None,
-    seed: Annotated[list[int], typer.Option(help="Seed of a round of sounds; may be given several times.")] = [0, 1, 2],
+    seed: Annotated[list[int], typer.Option(
+        help="Seed of a round of sounds; may be given several times.")] = [0, 1, 2],
     guidance_scale: Annotated[list[float], typer.Option(help="May be given several times.")] = [1.0, 3.0],
     force: Annotated[bool, typer.Option("--force", help="Replace an existing report.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars, no tables.")] = False,
@@ -383,19 +391,22 @@ def evaluate_command(
     "Judge a model: listener, prompt adherence, codec, speed; writes a report."
     check_destination(out, force, (".json",))
     from audiogen_nb.judge.report import evaluate_model
-    evaluate_model(model, out, recordings, tuple(seed), tuple(guidance_scale), overwrite=True, progress=not quiet)
+    evaluate_model(model, out, recordings, tuple(seed), tuple(guidance_scale), overwrite=True,
+                   progress=not quiet)
     print(out)
 
 # %% ../nbs/engine/cli.ipynb #7a87c1dc
 @app.command("convert")
 def convert_command(
-    source: Annotated[str, typer.Argument(help="'pocket', a folder, or a hub id, in any of the three layouts.")],
+    source: Annotated[str, typer.Argument(
+        help="'pocket', a folder, or a hub id, in any of the three layouts.")],
     destination: Annotated[Path, typer.Argument(help="Folder to write; it must not exist yet.")],
     to: Annotated[
         str | None,
         typer.Option(
             "--to",
-            help="audiogen_nb, audiocraft or musicgen; by default the book's own, " "and from that AudioCraft's.",
+            help="audiogen_nb, audiocraft or musicgen; by default the book's own, "
+                 "and from that AudioCraft's.",
         ),
     ] = None,
     weights: Annotated[
@@ -403,7 +414,8 @@ def convert_command(
     ] = "float32",
     text_encoder: Annotated[
         str | None,
-        typer.Option(help="Name or folder of an AudioCraft checkpoint's text encoder; " "by default the one it names."),
+        typer.Option(help="Name or folder of an AudioCraft checkpoint's text encoder; "
+                          "by default the one it names."),
     ] = None,
 ):
     "Convert a model between this book's layout, AudioCraft's and transformers' MusicGen."
