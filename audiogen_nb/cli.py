@@ -70,7 +70,7 @@ def refused_on_purpose(
         trace = trace.tb_next
     code, module = trace.tb_frame.f_code.co_code, trace.tb_frame.f_globals.get("__name__", "")
     raised = code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
-    ours = module.split(".")[0] in ("audiogen_nb", "__main__")      # the library, or the notebook that writes it
+    ours = module.split(".")[0] in ("audiogen_nb", "__main__")   # the library, or its notebook
     return isinstance(error, OSError) or (raised and ours)
 
 # %% ../nbs/engine/cli.ipynb #a5dfdcd3
