@@ -178,8 +178,9 @@ def test_the_commands_in_the_readme_work(call, root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (root / "README.md").read_text()
     commands = [shlex.split(line, comments=True) for line in text.splitlines() if line.startswith("audiogen-nb ")]
-    assert len(commands) >= 3
+    assert len(commands) >= 5
+    (tmp_path / "many.txt").write_text("rain\na bell rings\n", encoding="utf-8")
     for _, *argv in commands:
         code, out, err = call(*argv)
         assert code == 0, (argv, err)
-    assert "demo.wav" in text and (tmp_path / "two-2.flac").exists()
+    assert "demo.wav" in text and (tmp_path / "two-2.flac").exists() and (tmp_path / "many-2.wav").exists()
