@@ -90,7 +90,7 @@ def page(lab):
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[
             "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"])
         page = browser.new_page(viewport={"width": 1200, "height": 900})
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(300_000)
         page.goto(lab)
         page.get_by_text(re.compile(r"\| Idle$")).first.wait_for()      # the status bar, once the kernel is up
         run_all(page)
