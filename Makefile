@@ -29,11 +29,11 @@ lab: $(VENV)/.lab ## open the book in JupyterLab: make lab LAB_ARGS="--no-browse
 	@$(BIN)/jupyter lab index.ipynb $(LAB_ARGS)
 
 test: $(VENV)/.dev ## run every check
-	@PYTHONWARNDEFAULTENCODING=1 $(BIN)/python -m pytest tests -n 2 --dist loadgroup -ra --durations=10
+	@PYTHONWARNDEFAULTENCODING=1 $(BIN)/python -m pytest tests -n 2 --dist loadscope -ra --durations=10
 
 numeric: $(VENV)/.dev ## run what another processor computes otherwise: make numeric ATEN_CPU_CAPABILITY=default
 	@ATEN_CPU_CAPABILITY=$(ATEN_CPU_CAPABILITY) ONEDNN_MAX_CPU_ISA=$(ONEDNN_MAX_CPU_ISA) \
-	  $(BIN)/python -m pytest tests -n 2 --dist loadgroup -m numeric -ra --durations=10
+	  $(BIN)/python -m pytest tests -n 2 --dist loadscope -m numeric -ra --durations=10
 
 fuzz: $(VENV)/.dev ## damage files in 2000 ways and load each: a result or a sentence (minutes)
 	@$(BIN)/python tests/fuzz.py --n 2000

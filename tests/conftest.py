@@ -28,10 +28,15 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "numeric: what another processor, which rounds and sums otherwise, could break")
 
 
-def pytest_itemcollected(item):
-    "Two workers: the tests of a file share what they set up, each notebook goes to whoever is free"
-    alone = getattr(item, "originalname", "") == "test_notebook_runs"
-    item.add_marker(pytest.mark.xdist_group(item.nodeid if alone else item.path.stem))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "Two workers: the tests of a file stay together and share what they set up, each notebook goes to whoever is free"
+    from xdist.scheduler import LoadScopeScheduling
+
+    class FilesAndNotebooks(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return nodeid if "::test_notebook_runs[" in nodeid else nodeid.split("::")[0]
+    return FilesAndNotebooks(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)
