@@ -7,7 +7,7 @@ __all__ = ['T', 'own_surroundings', 'each_in_own_surroundings', 'leaves_no_trace
 
 # %% ../../nbs/engine/surroundings.ipynb #e863ce8b
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -17,16 +17,19 @@ T = TypeVar("T")
 # %% ../../nbs/engine/surroundings.ipynb #1c810ef4
 @contextmanager
 def own_surroundings(
-    device: torch.device, # where new tensors are made
+    device: torch.device, # of the model
 ) -> Iterator[None]:
-    "Context: new tensors on `device`, no autocast, no gradients; afterwards everything is as before"
-    with torch.device(device), torch.autocast(device.type, enabled=False), torch.no_grad():
+    "Context: no default device but the CPU, no autocast, no gradients; afterwards everything is as before"
+    usual = torch.get_default_device().type == "cpu"
+    # entered only where needed: inside, PyTorch passes every call through Python, a tenth more time
+    place = nullcontext() if usual else torch.device("cpu")
+    with place, torch.autocast(device.type, enabled=False), torch.no_grad():
         yield
 
 # %% ../../nbs/engine/surroundings.ipynb #54ec5e41
 def each_in_own_surroundings(
     pieces: Iterator[T], # made when they are asked for
-    device: torch.device, # where new tensors are made
+    device: torch.device, # of the model
 ) -> Iterator[T]: # the same pieces
     "Make every piece in its own surroundings, and hand it out in the caller's"
     nothing = object()
