@@ -38,14 +38,14 @@ def check_format(
         raise ValueError(f"WAV holds at most 4 GiB, {n_samples} samples need more; write .flac or .ogg")
 
 # %% ../nbs/engine/soundfiles.ipynb #8b8248ff
-def _given(file, mode="rb"):
+def _given(file, write=False):
     "Context: what soundfile is given. It refuses a path whose name is not UTF-8, but takes the open file"
     try:
         os.fspath(file).encode()
     except TypeError:                                   # an open file
         return nullcontext(file)
     except UnicodeEncodeError:
-        return open(file, mode)
+        return open(file, "w+b") if write else open(file, "rb")
     return nullcontext(file)
 
 # %% ../nbs/engine/soundfiles.ipynb #054cfd6c
@@ -59,7 +59,7 @@ def write_sound(
     "Write one channel in small blocks"
     check_format(suffix, sample_rate, len(samples))
     kind = dict(format=suffix[1:].upper(), subtype=SUBTYPES[suffix.lower()])
-    with _given(file, "w+b") as file, soundfile.SoundFile(file, "w", sample_rate, 1, **kind) as out:
+    with _given(file, write=True) as file, soundfile.SoundFile(file, "w", sample_rate, 1, **kind) as out:
         if tags:
             out.title, out.software, out.comment = (str(tags.get("prompt") or "sound"), "audiogen_nb",
                                                     json.dumps(tags))
