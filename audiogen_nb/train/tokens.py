@@ -28,6 +28,7 @@ from ..data.mixing import join_captions, random_mix
 from ..engine.chunks import StreamingCodec
 from ..files import atomic_path, read_json
 from ..sound import fade, fit_length, set_level
+from ..text.captions import digest_tensors
 from ..text.encoders import TextEncoder, check_texts
 from .loop import step_generator
 
@@ -176,9 +177,7 @@ def weights_fingerprint(
 ) -> str:
     "A hash of a module's kind, configuration and state"
     digest = hashlib.sha256(repr((type(module).__name__, getattr(module, "config", None))).encode())
-    for name, value in module.state_dict().items():
-        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    digest_tensors(digest, module.state_dict().items())
     return digest.hexdigest()[:16]
 
 # %% ../../nbs/engine/tokens.ipynb #c814aeb0
