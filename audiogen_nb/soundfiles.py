@@ -101,7 +101,7 @@ def read_mono(
     path: str | Path, # any format libsndfile reads
     start: int = 0, # first sample to read; what comes before is not decoded
     n_samples: int | None = None, # how many; None reads to the end
-) -> tuple[np.ndarray, int]: # samples (T,) float32, fewer than asked for where the file ends, and their rate in Hz
+) -> tuple[np.ndarray, int]: # samples (T,) float32, fewer where the file ends, and their rate in Hz
     "Read a sound file, or a part of it, as the mean of its channels"
     with _opened(path) as file:
         if start:
@@ -114,12 +114,12 @@ def sound_length(
     "How long a sound file is; nothing is decoded"
     with _opened(path) as file:
         if file.frames > 2 ** 62:                                        # how libsndfile says "unknown"
-            raise ValueError(f"the header of {path} does not say how long it is; write it again, e.g. as FLAC")
+            raise ValueError(f"the header of {path} does not say how long it is; write it again as FLAC")
         return file.frames, file.samplerate
 
 # %% ../nbs/engine/soundfiles.ipynb #7efe4d34
 class _Forward(soundfile.SoundFile):
-    "A sound file whose `read` does not seek: it would go to the end of each block anew, and there MP3 starts badly"
+    "A sound file whose `read` does not seek, as it otherwise does after each block: MP3 then starts anew"
     places = soundfile.SoundFile.seekable                # whether `seek` works
 
     def seekable(self): return False
