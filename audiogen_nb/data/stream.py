@@ -189,7 +189,8 @@ class CaptionedCrops(Dataset):
         low, high = (real_number(db, "level", -120, 0) for db in level)
         if low > high:
             raise ValueError(f"level must be (low, high) in dBFS, got {level}")
-        self.n_samples, self.sample_rate = whole_number(n_samples, "n_samples", 1), sample_rate
+        self.n_samples = whole_number(n_samples, "n_samples", 1)
+        self.sample_rate = None if sample_rate is None else whole_number(sample_rate, "sample_rate", 1)
         self.mixing, self.level, self.fill, self.seed = mixing, (low, high), fill, whole_number(seed, "seed")
         self.window = round(real_number(window, "window", 1) * self.n_samples)                # samples
         power = real_number(duration_power, "duration_power", 0, 1)
