@@ -251,12 +251,13 @@ class TokenShards(Dataset):
 
     def _whole(self, j, shard):
         "The tensors of a shard, if they are what the index says"
-        tensors, row = shard.whole(), self.index["shards"][j]
+        n, layout = self.index["shards"][j]["items"], shard.layout()
         note = {**{name: self.index[name] for name in _NOTED}, "first": j * self.size}
-        layout = {"codes": ("I16" if self.card <= 2 ** 15 else "I32", row["items"], *self.shape[1:]),
-                  "caption_ends": ("I64", row["items"]), "captions": ("U8", len(tensors.get("captions", ())))}
-        if shard.about != note or shard.layout() != layout:
+        wanted = {"codes": ("I16" if self.card <= 2 ** 15 else "I32", n, *self.shape[1:]),
+                  "caption_ends": ("I64", n), "captions": ("U8", *layout.get("captions", ())[1:2])}
+        if shard.about != note or layout != wanted:
             raise shard.damaged("it is not of the set that index.json speaks of")
+        tensors = shard.whole()
         codes, ends = tensors["codes"], [0, *tensors["caption_ends"].tolist()]
         if codes.min() < 0 or codes.max() >= self.card:
             raise shard.damaged(f"its codes must lie in 0..{self.card - 1}")
