@@ -124,6 +124,7 @@ def _look_through(folder, wanted, shard_size, replace):
         raise ValueError(f"{folder} holds tokens of another making ({', '.join(changed)} changed); "
                          "choose another folder, or replace them (replace=True, --force)")
     if changed:
+        (folder / "index.json").unlink(missing_ok=True)
         tqdm.write(f"{folder}: {', '.join(changed)} changed: encoding again", file=sys.stderr)
     return whole_number(sizes[0], "shard_size", 1) if sizes else shard_size or 1024
 
@@ -300,8 +301,8 @@ def _read_index(folder):
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no finished tokens: {_unfinished(folder)}; make them again, "
                                 "or let the processes finish that write them")
-    index = read_json(path, most=100_000_000)
     try:
+        index = read_json(path, most=100_000_000)
         n, size, rows = index["n_items"], index["shard_size"], index["shards"]
         for name in _COUNTS:
             whole_number(index[name], name, 1, 2 ** 48)
