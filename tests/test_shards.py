@@ -266,11 +266,11 @@ def test_a_link_that_leads_out_is_not_followed(own, tmp_path):
 
 
 def test_codes_out_of_range_are_refused_though_their_hash_is_right(own):
-    parts, index = ShardFile(shard(own, 3)), json.loads((own / "index.json").read_text(encoding="utf-8"))
+    found, index = ShardFile(shard(own, 3)), json.loads((own / "index.json").read_text(encoding="utf-8"))
     for name, at, value in (("codes", 0, 32), ("codes", 5, -1), ("caption_ends", 1, 10 ** 9), ("caption_ends", 3, 3)):
-        tensors = parts.whole()
+        tensors = found.whole()
         tensors[name].view(-1)[at] = value
-        write_shard(shard(own, 3), tensors, parts.about)
+        write_shard(shard(own, 3), tensors, found.about)
         edit_index(own, shards=[{**row, "sha256": ShardFile(shard(own, j)).digest} for j, row in enumerate(index["shards"])])
         with pytest.raises(ValueError, match="shard-00003.*(0..31|follow each other)"):
             TokenShards(own)[12]
