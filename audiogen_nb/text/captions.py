@@ -86,7 +86,7 @@ class _Known:
             layout = shard.layout()
             if layout["keys"] == ("U8", layout["ends"][1], 32) and layout["states"][2:] == (self.width,):
                 return np.ascontiguousarray(shard.rows("keys", slice(None))[:, :8]).view("uint64")[:, 0]
-        except (ValueError, KeyError, OSError):
+        except (ValueError, LookupError, OSError):
             return None
 
     def find(self, text):
