@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'codec_app', 'check_destination', 'numbered', 'refused_on_purpose', 'main', 'generate_command', 'info_command',
            'encode_command', 'decode_command', 'fetch_recordings_command', 'fit_codec_command', 'fit_lm_command',
-           'fit_lora_command', 'evaluate_command', 'convert_command', 'lab_command']
+           'tokens_command', 'fit_lora_command', 'evaluate_command', 'convert_command', 'lab_command']
 
 # %% ../nbs/engine/cli.ipynb #e7ecf8ee
 import dis
@@ -349,6 +349,35 @@ def fit_lm_command(
     from audiogen_nb.train.lm import fit_lm_from_config
     fit_lm_from_config(config, codec_run, out, not quiet, start_from)
     print(out / "model")
+
+# %% ../nbs/engine/cli.ipynb #0cff25d9
+@app.command("tokens")
+def tokens_command(
+    config: Annotated[Path, typer.Argument(
+        help="JSON: a configuration of `fit-lm`; its data and tokens are used.")],
+    codec_run: Annotated[Path, typer.Option(help="Folder of a finished `fit-codec`.")],
+    out: Annotated[Path, typer.Option(
+        "--out", "-o", help="Folder of the tokens; with the --out of `fit-lm` that finds them there.")],
+    shard_size: Annotated[int | None, typer.Option(
+        min=1, help="Items in a file; 1024 by default.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Items encoded at once.")] = 16,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that load sounds for this one.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; cuda: of torchrun's processes, "
+                                             "each takes its own.")] = "cpu",
+    force: Annotated[bool, typer.Option("--force", help="Replace tokens of another making.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+):
+    "Encode the clips of a configuration; several calls at once, or torchrun, share the work."
+    from audiogen_nb.train.lm import finished_codec
+    from audiogen_nb.train.runs import read_config
+    from audiogen_nb.train.tokens import cached_tokens, drawn_sets
+    sections = read_config(config, {"lm", "data", "tokens", "training", "generation"})
+    own = f"cuda:{os.environ.get('LOCAL_RANK') or 0}"
+    codec = finished_codec(codec_run).to(own if device == "cuda" else device)
+    for name, drawing in drawn_sets(sections["data"], sections["tokens"], codec.sample_rate).items():
+        tokens = cached_tokens(out / name, codec, **drawing, progress=not quiet, replace=force,
+                               shard_size=shard_size, batch_size=batch_size, n_workers=workers)
+        print(f"{tokens.folder}: {len(tokens)} items in {len(tokens.stamps)} shards")
 
 # %% ../nbs/engine/cli.ipynb #cdba66e6
 @app.command("fit-lora")

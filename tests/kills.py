@@ -60,11 +60,10 @@ def cache(folder):
     "Captions are read and remembered"
     quiet()
     from audiogen_nb.hub import POCKET
-    from audiogen_nb.text.captions import CachedTextEncoder
+    from audiogen_nb.text.captions import CaptionShards
     from audiogen_nb.text.hf import load_text_encoder
-    encoder = CachedTextEncoder(load_text_encoder(POCKET / "text"), folder / "captions", max_bytes=20_000)
-    for i in range(600):
-        encoder([f"a dog barks {'very ' * (i % 40)}loud in the rain"])
+    encoder = CaptionShards(load_text_encoder(POCKET / "text"), folder / "captions" / str(time.time_ns()))
+    encoder.fill([f"a dog barks {'very ' * (i % 40)}loud in {i} rains" for i in range(600)], shard_size=4, progress=False)
 
 
 # What must hold at any moment, whatever was killed
@@ -89,7 +88,8 @@ def whole_save(folder):
 
 def whole_train(folder):
     import torch
-    from audiogen_nb.train.tokens import TokenCache
+    from audiogen_nb.engine.shardfiles import ShardFile
+    from audiogen_nb.train.shards import TokenShards
     run = folder / "run"
     if (run / "checkpoint.pt").exists():
         step = torch.load(run / "checkpoint.pt", weights_only=True)["step"]
@@ -97,18 +97,19 @@ def whole_train(folder):
         assert step >= before, f"step {before} was kept, now {step}"
         (folder / "step").write_text(str(step))
     for name in ("train", "held_out"):
-        if (run / name / "codes.safetensors").exists():
-            TokenCache.load(run / name)
+        for path in (run / name).glob("shard-*"):
+            ShardFile(path).whole()
+        if (run / name / "index.json").exists():
+            list(TokenShards(run / name))
     if (run / "model").exists():
         from audiogen_nb import AudioGen
         AudioGen.from_pretrained(run / "model")
 
 
 def whole_cache(folder):
-    from safetensors.torch import load_file
-    for path in (folder / "captions").rglob("*.safetensors"):
-        if not path.name.startswith("."):
-            assert load_file(path)["states"].isfinite().all()
+    from audiogen_nb.engine.shardfiles import ShardFile
+    for path in (folder / "captions").rglob("captions-*.safetensors"):
+        assert ShardFile(path).whole()["states"].isfinite().all()
 
 
 JOBS = {"generate": (generate, whole_generate), "save": (save, whole_save), "train": (train, whole_train), "cache": (cache, whole_cache)}
@@ -199,9 +200,9 @@ def _sweeping(folder):
     "A run leaves nothing behind; elsewhere what is old goes at the next call"
     assert not list((folder / "run").rglob(".*")), "left in the run's folder"
     from audiogen_nb.files import sweep_stale
-    for place in (folder / "sounds", folder / "saved", *(folder / "captions").glob("*")):
+    for place in (folder / "sounds", folder / "saved", *(folder / "captions").glob("*/*")):
         sweep_stale(place, 0)
-        assert not list(place.glob(".*")), f"left in {place}"
+        assert not [path for path in place.glob(".*") if not path.name.endswith(".lock")], f"left in {place}"
 
 
 def main():

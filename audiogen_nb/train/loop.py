@@ -27,15 +27,9 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-try:
-    import fcntl
-except ImportError:                                    # Windows
-    import msvcrt
-    fcntl = None
-
 from ..engine.processes import mean_over_processes, rank
 from ..sampling.request import step_generator
-from ..files import atomic_path, sweep_stale
+from ..files import atomic_path, sweep_stale, try_lock, unlock
 
 # %% ../../nbs/engine/training_loop.ipynb #ebf816e0
 _all_ = ["step_generator"]                             # from `sampling.request`: trainings look for it here
@@ -278,7 +272,7 @@ def run_lock(
         yield
     finally:
         del _HELD[folder]
-        _release(folder / ".lock", handle)
+        unlock(folder / ".lock", handle)
         for place in made:                             # refused before anything was written
             with suppress(OSError):
                 place.rmdir()
@@ -288,39 +282,13 @@ _HELD = {}                                             # folder: (process, threa
 # %% ../../nbs/engine/training_loop.ipynb #af093299
 def _take(folder):
     "Lock the file of a folder; the handle"
-    while True:
-        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            _lock(handle)
-        except (BlockingIOError, PermissionError):
-            owner = os.read(handle, 20).decode(errors="replace").strip() or "unknown"
-            os.close(handle)
-            raise FileExistsError(f"{folder} is in use: the process {owner} is training there; "
-                                  "wait until it ends, or choose another folder") from None
-        except OSError:                                # a file system without locks
-            return handle
+    handle, owner = try_lock(folder / ".lock"), ""
+    if handle is None:
         with suppress(OSError):
-            if os.path.samestat(os.fstat(handle), os.stat(folder / ".lock")):
-                os.ftruncate(handle, 0), os.write(handle, str(os.getpid()).encode())
-                return handle
-        os.close(handle)                               # the one before has just ended, and its file is gone
-
-def _lock(handle):
-    "Ask for the lock without waiting for it"
-    if fcntl:
-        return fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    os.lseek(handle, 1000, os.SEEK_SET)                # Windows: one byte beyond what is written
-    msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-    os.lseek(handle, 0, os.SEEK_SET)
-
-def _release(path, handle):
-    "Remove the file while it is locked; Windows removes it afterwards"
-    with suppress(OSError):
-        path.unlink()
-    os.close(handle)
-    if not fcntl:
-        with suppress(OSError):
-            path.unlink()
+            owner = (folder / ".lock").read_text(encoding="utf-8", errors="replace").strip()
+        raise FileExistsError(f"{folder} is in use: the process {owner or 'unknown'} is training there; "
+                              "wait until it ends, or choose another folder")
+    return handle
 
 # %% ../../nbs/engine/training_loop.ipynb #928f0fef
 def locks_folder(
