@@ -312,9 +312,12 @@ class SoundFolder(Sequence):
     def __getitem__(self, i: int) -> Clip:
         if isinstance(i, slice):
             return [self[j] for j in range(*i.indices(len(self)))]
-        row = self.rows[i]
-        name, (audio, rate) = _below(row.path, self.root), load_audio(row.path, self.sample_rate)
-        return Clip(audio, rate, row.captions, row.kind, _shown(row.path), name, name)
+        return Clip(*load_audio(self.rows[i].path, self.sample_rate), **self.facts(i))
+
+    def facts(self, i: int) -> dict:
+        "What is known of a clip before it is decoded"
+        row, name = self.rows[i], _below(self.rows[i].path, self.root)
+        return dict(captions=row.captions, kind=row.kind, source=_shown(row.path), name=name, group=name)
 
 # %% ../../nbs/03_data.ipynb #53fa87f4
 def split_clips(
