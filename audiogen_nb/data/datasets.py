@@ -136,12 +136,12 @@ def _records(path: Path, columns: Sequence[str], header: bool = True,
         _refuse((path, line), f"{e}; is a quotation mark left open?")
 
 # %% ../../nbs/worlds/datasets.ipynb #059afd18
-def _captions(where, texts: Iterable) -> tuple[str, ...]:
-    "Captions with single blanks, none twice"
+def _texts(where, what: str, texts: Iterable) -> tuple[str, ...]:
+    "Captions or labels with single blanks, none twice"
     texts = list(texts)
     if not texts or any(not isinstance(text, str) or not text.strip() or re.search("[\0\ud800-\udfff]", text)
                         for text in texts):
-        _refuse(where, f"a caption must be text that is not empty, got {str(texts)[:200]!a}")
+        _refuse(where, f"a {what} must be text that is not empty, got {str(texts)[:200]!a}")
     return tuple(dict.fromkeys(" ".join(text.split()) for text in texts))
 
 def _seconds(where, cell: str) -> float:
@@ -268,16 +268,16 @@ def _esc50(shelf: _Shelf, split: str) -> Iterator[_Row]:
         if r["fold"] not in {"1", "2", "3", "4", "5"}:
             _refuse(where, f"fold must be 1 to 5, got {r['fold'][:80]!r}")
         if side == "all" or (r["fold"] == fold) == (side == "test"):
-            yield _Row(r["filename"], labels=(r["category"],), stems=(_stem(where, r["filename"]),),
-                       group=f"freesound/{r['src_file']}")
+            yield _Row(r["filename"], labels=_texts(where, "label", [r["category"]]),
+                       stems=(_stem(where, r["filename"]),), group=f"freesound/{r['src_file']}")
 
 # %% ../../nbs/worlds/datasets.ipynb #129ea2ab
 def _audiocaps(shelf: _Shelf, split: str) -> Iterator[_Row]:
     "train.csv, val.csv, test.csv, beside a folder of clips"
     columns = ("audiocap_id", "youtube_id", "start_time", "caption")
     for where, r in _records(shelf.table(f"{split}.csv"), columns):
-        yield _segment(where, r["youtube_id"], r["start_time"], captions=_captions(where, [r["caption"]]),
-                       stems=(_stem(where, r["audiocap_id"]),))
+        yield _segment(where, r["youtube_id"], r["start_time"], stems=(_stem(where, r["audiocap_id"]),),
+                       captions=_texts(where, "caption", [r["caption"]]))
 
 def _joined(rows: Iterable[_Row]) -> list[_Row]:
     "Rows of one clip become one row, with the captions, labels and file names of all"
@@ -303,7 +303,7 @@ def _clotho(shelf: _Shelf, split: str) -> Iterator[_Row]:
     for where, r in _records(shelf.table(f"clotho_captions_{split}.csv"), ("file_name", *five)):
         more = about.get(r["file_name"], {})
         sound = more.get("sound_id", "").strip()
-        yield _Row(r["file_name"], _captions(where, [r[name] for name in five]),
+        yield _Row(r["file_name"], _texts(where, "caption", [r[name] for name in five]),
                    tuple(word.strip() for word in more.get("keywords", "").split(";") if word.strip()),
                    (_stem(where, r["file_name"]),), group=f"freesound/{sound}" if sound.isdigit() else "",
                    credit=", ".join(filter(None, [more.get("manufacturer"), more.get("license")])))
@@ -316,11 +316,9 @@ def _fsd50k(shelf: _Shelf, split: str) -> Iterator[_Row]:
     info = read_json(info, 2 ** 28) if info else {}
     columns = ("fname", "labels", "split") if side == "dev" else ("fname", "labels")
     for where, r in _records(shelf.table(f"{side}.csv"), columns):
-        labels = tuple(label.strip() for label in r["labels"].split(",") if label.strip())
-        if not labels:
-            _refuse(where, "no labels")
+        labels, more = _texts(where, "label", r["labels"].split(",")), info.get(r["fname"])
+        more = more if isinstance(more, dict) else {}
         if split in (side, r.get("split")):
-            more = info.get(r["fname"], {})
             yield _Row(r["fname"], labels=labels, stems=(_stem(where, r["fname"]),),
                        group=f"freesound/{r['fname']}",
                        credit=", ".join(str(more[key]) for key in ("uploader", "license") if key in more))
@@ -335,7 +333,8 @@ def _audioset(shelf: _Shelf, split: str) -> Iterator[_Row]:
         mids = r["labels"].split(",")
         if unknown := [mid for mid in mids if mid not in called]:
             _refuse(where, f"label {unknown[0][:80]!r} is not in {path.name}")
-        yield _segment(where, r["video"], r["start"], r["end"], labels=tuple(called[mid] for mid in mids))
+        yield _segment(where, r["video"], r["start"], r["end"],
+                       labels=_texts(where, "label", [called[mid] for mid in mids]))
 
 def _vggsound(shelf: _Shelf, split: str) -> Iterator[_Row]:
     "One table for both splits"
@@ -344,7 +343,7 @@ def _vggsound(shelf: _Shelf, split: str) -> Iterator[_Row]:
         if r["split"] not in ("train", "test"):
             _refuse(where, f"the last cell must be train or test, got {r['split'][:80]!r}")
         if r["split"] == split:
-            yield _segment(where, r["video"], r["start"], labels=(r["label"],))
+            yield _segment(where, r["video"], r["start"], labels=_texts(where, "label", [r["label"]]))
 
 # %% ../../nbs/worlds/datasets.ipynb #8f934cc8
 _SOURCES = {"audioset": "as_final.json", "bbc": "bbc_final.json", "freesound": "fsd_final.json",
@@ -382,7 +381,7 @@ def _wavcaps(shelf: _Shelf, split: str) -> Iterator[_Row]:
                  (entry[key] if isinstance(entry[key], list) else [entry[key]])]
         video = split == "audioset" and stems[0].startswith("Y")
         group = f"youtube/{stems[0][1:]}" if video else f"{split}/{stems[0]}" if split in _SOURCES else ""
-        yield _Row(stems[0], _captions(where, texts), stems=stems, group=group)
+        yield _Row(stems[0], _texts(where, "caption", texts), stems=stems, group=group)
 
 # %% ../../nbs/worlds/datasets.ipynb #df1972da
 def _split_folder(root: Path, split: str) -> Path:
