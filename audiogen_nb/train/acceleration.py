@@ -78,8 +78,7 @@ def accelerated(
         accelerator = accelerate.Accelerator(
             mixed_precision=PRECISIONS[machine.precision], cpu=machine.device == "cpu",
             log_with=_trackers(names), project_dir=folder,
-            kwargs_handlers=[accelerate.DistributedDataParallelKwargs(broadcast_buffers=False,
-                                                                      gradient_as_bucket_view=True)])
+            kwargs_handlers=[accelerate.DistributedDataParallelKwargs(gradient_as_bucket_view=True)])
         try:
             yield accelerator
         finally:
@@ -90,11 +89,11 @@ def accelerated(
 def _trackers(names):
     "accelerate's trackers by name; one that it does not know or that is not installed is refused"
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-    known, usable = [str(name.value) for name in LOGGER_TYPE_TO_CLASS], map(str, get_available_trackers())
+    known, usable = (sorted(getattr(name, "value", name) for name in some)
+                     for some in (LOGGER_TYPE_TO_CLASS, get_available_trackers()))
     for name in names:
         if name not in known:
             raise ValueError(f"log_with must name trackers of accelerate ({', '.join(known)}), got {name!r}")
-    usable = {name.rsplit(".", 1)[-1].lower() for name in usable}
     if missing := [name for name in names if name not in usable]:
         raise ImportError(f"{missing[0]} is not installed: pip install {missing[0]}, or train without it")
     return names or None
@@ -142,17 +141,19 @@ def wrapped(
 
 # %% ../../nbs/engine/acceleration.ipynb #b28bb2dc
 def shard(
-    model: nn.Module, # with `blocks`; changed in place: its parameters become distributed tensors
+    module: nn.Module, # whose forward is called; changed in place: its parameters become distributed tensors
+    blocks: Iterable[nn.Module], # inside it; each is collected when it is needed
     device: torch.device,
 ) -> None:
-    "Divide a language model over all processes, block by block"
+    "Divide a loss and the language model in it over all processes, block by block"
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    model.to(device)
-    for block in model.blocks:
-        fully_shard(block, mesh=mesh, ignored_params=set(block.cross_attention.kv_proj.parameters()))
-    fully_shard(model, mesh=mesh)
+    module.to(device)
+    for block in blocks:
+        fully_shard(block.cross_attention.kv_proj, mesh=mesh)
+        fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh)
 
 # %% ../../nbs/engine/acceleration.ipynb #69a30ef6
 @contextmanager

@@ -146,10 +146,10 @@ class LMTrainer:
         lm.to(accelerator.device)
         self.average = copy.deepcopy(lm) if s.average else None
         self.learner = copy.deepcopy(lm) if s.average or machine.shard else lm
-        if machine.shard:
-            for divided_one in filter(None, (self.learner, self.average)):
-                shard(divided_one, accelerator.device)
-        self.loss_of = wrapped(accelerator, LMLoss(self.learner), machine)
+        losses = [LMLoss(model) for model in (self.learner, self.average) if model]
+        for loss in losses if machine.shard else ():
+            shard(loss, loss.lm.blocks, accelerator.device)
+        self.loss_of = wrapped(accelerator, losses[0], machine)
         self.trained, optimizer = _optimizer(self.learner, s, accelerator.device.type != "mps")
         self.optimizer, self.batches = accelerator.prepare_optimizer(optimizer), None
 
