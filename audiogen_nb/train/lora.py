@@ -90,7 +90,7 @@ def _float32(model):
 @locks_folder
 def fit_lora(
     model: AudioGen, # to start from; as it was when this returns
-    clips: Sequence[Clip], # your own sounds with captions, in memory or on disk: a `SoundFolder`, a `SoundSet`
+    clips: Sequence[Clip], # your own sounds with captions: a list, a `SoundFolder`, a `SoundSet`
     folder: str | os.PathLike, # of the run; call again to resume. The adapters end up in its `adapter`
     settings: LoRATraining = LoRATraining(),
     held_out: Sequence[Clip] = (), # their loss is logged every `sample_every` steps
