@@ -136,7 +136,7 @@ def wrapped(
     module: nn.Module, # its forward is called for the loss; changed in place
     machine: Machine = Machine(),
 ) -> nn.Module: # to be called instead of it
-    "A module as this machine trains it: on the device, in the precision, with gradients averaged as they come"
+    "A module as a machine trains it: on its device, in its precision, with gradients averaged as they come"
     if machine.compile:
         module.compile()
     alone = accelerator.num_processes == 1 or machine.shard          # fully_shard averages by itself
@@ -239,7 +239,7 @@ def update(
     parameters: list[nn.Parameter], # whose gradients are clipped together
     clip: float, # largest norm
     learning_rate: float,
-) -> tuple[torch.Tensor, torch.Tensor]: # the gradient's norm () before clipping, and 1.0 () if no step was done
+) -> tuple[torch.Tensor, torch.Tensor]: # () the gradient's norm before clipping; () 1.0 if no step was done
     "Clip the gradients and step; a gradient that is not finite changes nothing"
     norm = whole(accelerator.clip_grad_norm_(parameters, clip))
     bad = (~norm.isfinite()).float()

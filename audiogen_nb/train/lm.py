@@ -106,14 +106,15 @@ def lm_texts(
     s: LMTraining,
 ) -> tuple[torch.Tensor, torch.Tensor]: # states (B, L, E), mask (B, L)
     "One phrasing of each caption, encoded; some left out, some words hidden"
-    generators = [step_generator(s.seed ^ 0x7E87, first + j) for j in range(len(captions))]  # not the items' own
+    own = s.seed ^ 0x7E87                              # draws of their own, not those that chose the items
+    generators = [step_generator(own, first + j) for j in range(len(captions))]
     texts = [phrasings[torch.randint(len(phrasings), (1,), generator=g).item()]
              for phrasings, g in zip(captions, generators)]
     texts = [drop_text([text], s.drop_text, g)[0] for text, g in zip(texts, generators)]
     states, mask = text_encoder(texts)
     if s.hide_words or s.text_noise:
         for j, g in enumerate(generators):
-            n = int(mask[j].sum())                     # an item's draws do not depend on its neighbours' length
+            n = int(mask[j].sum())                     # so that an item's draws do not depend on the others
             if n:
                 states[j, :n], mask[j, :n] = (part[0] for part in blur_text(
                     states[j : j + 1, :n], mask[j : j + 1, :n], s.hide_words, s.text_noise, g))
@@ -278,8 +279,8 @@ def _check_parts(lm, s, machine, codec):
         raise ValueError(f"a batch of {s.batch_size} cannot be worked through in {shares} equal parts "
                          "(processes times accumulate); pass a multiple as batch_size")
     if codec and (codec.n_q, codec.card) != (lm.config.n_q, lm.config.card):
-        raise ValueError(f"the codec writes {codec.n_q} streams of {codec.card} codes, the language model reads "
-                         f"{lm.config.n_q} of {lm.config.card}; choose parts that fit")
+        raise ValueError(f"the codec writes {codec.n_q} streams of {codec.card} codes, the language model "
+                         f"reads {lm.config.n_q} of {lm.config.card}; choose parts that fit")
 
 def _optimizer(lm, s, fused):
     "What is trained, and AdamW that lets matrices decay but not norms and biases"
@@ -324,11 +325,12 @@ def read_plan(
     generation = read_settings(Generation, config["generation"], "generation")
     machine = read_settings(Machine, {**config.pop("machine", {}), **(machine or {})}, "machine")
     if settings.keep_start and start_from is None:
-        raise ValueError("keep_start goes back to the weights of another run: pass start_from (--start-from), "
-                         "its folder")
+        raise ValueError("keep_start goes back to the weights of another run: "
+                         "pass start_from (--start-from), its folder")
     source = codec_run or config.get("codec")
     if source is None:
-        raise ValueError(f"{config_path} names no codec: pass codec_run (--codec-run), or add a section codec")
+        raise ValueError(f"{config_path} names no codec: pass codec_run (--codec-run), "
+                         "or add a section codec")
     lm_config, codec = read_shape(config["lm"], AudioLM, "lm"), open_codec(source)
     text_encoder = open_text_encoder(config.get("text", "pocket"))
     drawing = drawn_sets(config["data"], config["tokens"], codec.sample_rate)
@@ -347,7 +349,7 @@ MORE_SECTIONS = {"codec", "text", "machine"}                          # that it 
 @leaves_no_trace()
 def fit_lm_from_config(
     config_path: str | os.PathLike, # JSON with the `SECTIONS`
-    codec_run: str | os.PathLike | None, # folder of a finished `fit-codec`; None: the section `codec` names one
+    codec_run: str | os.PathLike | None, # folder of a finished `fit-codec`; None: see the section `codec`
     folder: str | os.PathLike, # of this run; call again to resume. The model is saved in its model/
     progress: bool = True,
     start_from: str | os.PathLike | None = None, # folder of a run, on the same codes, to begin with
@@ -366,8 +368,9 @@ def fit_lm_from_config(
         made = {name: some.made_from for name, some in (("train", tokens), ("held_out", held_out))}
         record_recipe(folder, plan.config, start_from, made, fixed=("lm", "text"))
         model = AudioGen(codec, lm, plan.text_encoder, plan.generation)
-        fit_lm(lm, tokens, plan.text_encoder, s, folder, held_out, lambda n: _samples(model, folder, n), progress,
-               plan.machine, codec if plan.online else None)
+        sample = lambda n: _samples(model, folder, n)
+        fit_lm(lm, tokens, plan.text_encoder, s, folder, held_out, sample, progress, plan.machine,
+               codec if plan.online else None)
         if start_from is not None:
             _keep_start(lm, start_from, s.keep_start)
         if rank() == 0:
@@ -411,8 +414,9 @@ def _save(model, folder, codec_source):
 def _samples(model, folder, step):
     "Write two sounds of a model in training"
     model.to(model.lm.heads.weight.device)
+    seconds = min(4.0, model.generation.max_duration)
     for i, text in enumerate(("a dog barks", "rain")):
-        audio = set_level(model.generate(text, seed=0, duration=min(4.0, model.generation.max_duration))[0], -20.0)
+        audio = set_level(model.generate(text, seed=0, duration=seconds)[0], -20.0)
         save_audio(Path(folder) / f"sample_{i}_step{step:06}.wav", audio, model.sample_rate, overwrite=True)
 
 # %% ../../nbs/engine/lm_training.ipynb #17db1963

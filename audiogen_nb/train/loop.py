@@ -326,12 +326,11 @@ def run_steps(
     "Run (or resume) a training, with checkpoints, a log and samples"
     _check_intervals(checkpoint_every, sample_every, log_every)
     folder, checkpoint, writes = Path(folder), Path(folder) / "checkpoint.pt", rank() == 0
-    saved = load_checkpoint(checkpoint, parts) if checkpoint.exists() else 0
-    log = [row for row in read_log(folder) if row["step"] < saved]
+    saved = n = load_checkpoint(checkpoint, parts) if checkpoint.exists() else 0
+    log, waiting = [row for row in read_log(folder) if row["step"] < saved], []
     if writes:
         folder.mkdir(parents=True, exist_ok=True), _sweep(folder)
     reports = Reports(folder, log, n_steps, saved, progress, track) if writes else None
-    n, waiting = saved, []
     try:
         for n in range(saved, n_steps):
             waiting.append({"step": n, **step(n)})
@@ -408,8 +407,8 @@ def _check_rows(rows, log, most_skipped):
                 f"{', '.join(bad)} became NaN or infinite in step {row['step']}; lower the learning rate"
             )
     if len(log) >= most_skipped and all("skipped" in row for row in log[-most_skipped:]):
-        raise FloatingPointError(f"the gradient became NaN or infinite in {most_skipped} steps in a row, up to "
-                                 f"step {log[-1]['step']}; lower the learning rate")
+        raise FloatingPointError(f"the gradient became NaN or infinite in {most_skipped} steps in a row, "
+                                 f"up to step {log[-1]['step']}; lower the learning rate")
 
 # %% ../../nbs/engine/training_loop.ipynb #cbaac2c6
 def _is_best(log, best):
