@@ -152,7 +152,7 @@ class SoundSet(Sequence):
     def durations(self) -> torch.Tensor: # (N,) float64, s
         "By the files' headers, read once; a clip that cannot be read has 0, and a warning says so"
         some = lambda at: list(map(_seconds, self.refs[at:at + 1000]))
-        with ThreadPoolExecutor(8) as pool:                        # a thousand a task: a task takes memory, too
+        with ThreadPoolExecutor(8) as pool:                        # a task takes memory, too
             found = [one for part in pool.map(some, range(0, len(self), 1000)) for one in part]
         faults = [why for _, why in found if why]
         if faults:

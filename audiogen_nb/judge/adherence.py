@@ -22,7 +22,7 @@ from ..data.clips import Clip, normalise_caption
 from ..files import PACKAGE
 from .distances import wilson
 from ..train.loop import step_generator
-from ..train.tokens import fill_clip
+from ..data.stream import fill_clip
 from .listener import Listener, confusions, rank_of
 from ..data.recordings import caption_table
 from ..sound import set_level

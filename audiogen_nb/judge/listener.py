@@ -24,7 +24,8 @@ from tqdm.auto import tqdm
 
 from ..data.clips import Clip, split_clips
 from ..train.loop import step_generator, warmup_cosine
-from ..train.tokens import clips_fingerprint, fill_clip
+from ..data.stream import fill_clip
+from ..train.tokens import clips_fingerprint
 from ..files import atomic_path, cache_dir
 from ..sampling.request import fold_seed
 from ..sound import check_audio, log_mel, set_level
