@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 # %% ../../nbs/worlds/datasets.ipynb #ef0899ea
 from ..arguments import whole_number
-from .clips import SOUND_SUFFIXES, SoundFolder, read_text
+from .clips import SOUND_SUFFIXES, SoundFolder, read_utf8
 from .refs import ClipRef, PackedRefs, SoundSet
 from ..files import read_json
 from ..soundfiles import sound_length
@@ -115,7 +115,7 @@ def _refuse(where: tuple[Path, int | str], fault: str):
 def _records(path: Path, columns: Sequence[str], header: bool = True,
              text: str | None = None) -> Iterator[tuple[tuple[Path, int], dict[str, str]]]:
     "((file, line), {column: cell}) of each row of a table; blank lines and remarks at its head are left out"
-    reader = csv.reader(io.StringIO(read_text(path) if text is None else text, newline=""),
+    reader = csv.reader(io.StringIO(read_utf8(path) if text is None else text, newline=""),
                         skipinitialspace=True, strict=True)
     names, line, head = None if header else list(columns), 1, True
     try:
@@ -295,7 +295,7 @@ def _clotho(shelf: _Shelf, split: str) -> Iterator[_Row]:
     about = {}
     if path := shelf.tables.get(f"clotho_metadata_{split}.csv"):
         try:
-            text = read_text(path)
+            text = read_utf8(path)
         except ValueError:
             text = path.read_text(encoding="latin-1")
         about = {r["file_name"]: r for _, r in _records(path, ("file_name", "keywords"), text=text)}
@@ -352,7 +352,7 @@ _SOURCES = {"audioset": "as_final.json", "bbc": "bbc_final.json", "freesound": "
 def _entries(path: Path) -> Iterator[tuple[tuple[Path, str], dict]]:
     "((file, place), entry) of each entry of a list, or of the list called data"
     try:
-        found = json.loads(read_text(path))
+        found = json.loads(read_utf8(path))
     except json.JSONDecodeError as e:
         _refuse((path, e.lineno), f"not valid JSON ({e.msg})")
     except RecursionError:
