@@ -360,6 +360,20 @@ def test_a_split_of_clotho_takes_its_own_files(made):
     assert (ref.labels, ref.group) == ((), "Café in the rain.wav") and "Creative Commons" in ref.source, "metadata are optional"
 
 
+def test_folders_are_known_by_whole_words(made):
+    root = made("clotho")
+    sound(root / "a redevelopment/Café in the rain.wav", 9.0)
+    assert read("clotho", root, "development")[0].seconds == 1
+
+
+def test_a_clip_may_be_called_by_any_of_its_captions(made):
+    root = made("audiocaps")
+    path = next(root.rglob("vfY*"))
+    path = path.rename(path.with_name("5.wav"))
+    [ref] = read("audiocaps", root, "val").refs
+    assert ref.path == path and len(ref.captions) == 5
+
+
 def test_sources_of_wavcaps_keep_apart(made):
     root = made("wavcaps")
     assert (read("wavcaps", root, "freesound")[0].seconds, read("wavcaps", root, "soundbible")[0].seconds) == (1, 2)
