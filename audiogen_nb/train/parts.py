@@ -163,8 +163,8 @@ def check_room(
         raise ValueError(
             f"training a language model of {n_parameters(c) / 1e6:.0f} M parameters, {items} items of "
             f"{n_frames} frames at once, needs {total / 1e9:.1f} GB ({parts}), but {free / 1e9:.1f} GB are "
-            f"free on {device}; set machine.accumulate, machine.recompute or machine.shard, or pass a smaller "
-            "batch or model")
+            f"free on {device}; set machine.accumulate, machine.recompute or machine.shard, or pass a "
+            "smaller batch or model")
     return needs
 
 def check_disk(
