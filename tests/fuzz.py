@@ -214,13 +214,14 @@ def load_run(folder):
 
 
 def load_tokens(folder):
-    from audiogen_nb.train.tokens import TokenCache
-    TokenCache.load(folder)
+    from audiogen_nb.train.shards import TokenShards
+    list(TokenShards(folder))
 
 
 def change_tokens(folder, r):
-    path = folder / r.choice(("codes.safetensors", "captions.jsonl"))
-    (change_header if path.suffix == ".safetensors" and r.random() < 0.6 else change_bytes)(path, r)
+    path = folder / r.choice(("shard-00000-of-00002.safetensors", "shard-00001-of-00002.safetensors", "index.json"))
+    change = change_json if path.suffix == ".json" else change_header
+    (change if r.random() < 0.6 else change_bytes)(path, r)
 
 
 # name: (damage, load, share of the cases, the modules to blame are the others')
@@ -241,7 +242,7 @@ def prepare(place):
     from audiogen_nb.sampling.request import Generation
     from audiogen_nb.text.hf import load_text_encoder
     from audiogen_nb.train.loop import save_checkpoint
-    from audiogen_nb.train.tokens import TokenCache
+    from audiogen_nb.train.shards import write_token_shards
     torch.manual_seed(0)
     tiny = AudioGen(Codec(Codec.preset("tiny")), AudioLM(AudioLM.preset("tiny")), load_text_encoder(POCKET / "text"),
                     Generation(duration=0.1, max_duration=0.5))
@@ -267,7 +268,8 @@ def prepare(place):
     (place / "config" / "recipe.json").write_text(json.dumps([{"codec": "tiny", "training": {"n_steps": 2}}]))
     save_checkpoint(place / "run" / "checkpoint.pt", 3, {"codec": tiny.codec})
     (place / "run" / "log.jsonl").write_text('{"step": 0, "loss": 1.0}\n{"step": 1, "loss": 0.5}\n')
-    TokenCache(torch.zeros(3, 2, 5, dtype=torch.int16), [["a"], ["b"], ["c", "d"]]).save(place / "tokens")
+    items = [(0.1 * torch.randn(1, 800), texts) for texts in (["a"], ["b"], ["c", "d"])]
+    write_token_shards(place / "tokens", tiny.codec, items, 3, {}, shard_size=2, progress=False)
     return place
 
 

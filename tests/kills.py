@@ -60,11 +60,10 @@ def cache(folder):
     "Captions are read and remembered"
     quiet()
     from audiogen_nb.hub import POCKET
-    from audiogen_nb.text.captions import CachedTextEncoder
+    from audiogen_nb.text.captions import CaptionShards
     from audiogen_nb.text.hf import load_text_encoder
-    encoder = CachedTextEncoder(load_text_encoder(POCKET / "text"), folder / "captions", max_bytes=20_000)
-    for i in range(600):
-        encoder([f"a dog barks {'very ' * (i % 40)}loud in the rain"])
+    encoder = CaptionShards(load_text_encoder(POCKET / "text"), folder / "captions" / str(time.time_ns()))
+    encoder.fill([f"a dog barks {'very ' * (i % 40)}loud in {i} rains" for i in range(600)], shard_size=4, progress=False)
 
 
 # What must hold at any moment, whatever was killed
@@ -89,7 +88,8 @@ def whole_save(folder):
 
 def whole_train(folder):
     import torch
-    from audiogen_nb.train.tokens import TokenCache
+    from audiogen_nb.engine.shardfiles import ShardFile
+    from audiogen_nb.train.shards import TokenShards
     run = folder / "run"
     if (run / "checkpoint.pt").exists():
         step = torch.load(run / "checkpoint.pt", weights_only=True)["step"]
@@ -97,18 +97,19 @@ def whole_train(folder):
         assert step >= before, f"step {before} was kept, now {step}"
         (folder / "step").write_text(str(step))
     for name in ("train", "held_out"):
-        if (run / name / "codes.safetensors").exists():
-            TokenCache.load(run / name)
+        for path in (run / name).glob("shard-*"):
+            ShardFile(path).whole()
+        if (run / name / "index.json").exists():
+            list(TokenShards(run / name))
     if (run / "model").exists():
         from audiogen_nb import AudioGen
         AudioGen.from_pretrained(run / "model")
 
 
 def whole_cache(folder):
-    from safetensors.torch import load_file
-    for path in (folder / "captions").rglob("*.safetensors"):
-        if not path.name.startswith("."):
-            assert load_file(path)["states"].isfinite().all()
+    from audiogen_nb.engine.shardfiles import ShardFile
+    for path in (folder / "captions").rglob("captions-*.safetensors"):
+        assert ShardFile(path).whole()["states"].isfinite().all()
 
 
 JOBS = {"generate": (generate, whole_generate), "save": (save, whole_save), "train": (train, whole_train), "cache": (cache, whole_cache)}
@@ -132,7 +133,7 @@ def prepare(folder):
     training = {"n_steps": 1, "batch_size": 2, "seconds": 0.2, "warmup": 1, "warmup_quantizer": 0}
     (folder / "codec.json").write_text(json.dumps({"codec": "tiny", "data": TOY, "training": training}))
     fit_codec_from_config(folder / "codec.json", folder / "codec", False)
-    training = {"n_steps": 80, "batch_size": 2, "warmup": 1, "bfloat16": False, "checkpoint_every": 2, "sample_every": 1000}
+    training = {"n_steps": 80, "batch_size": 2, "warmup": 1, "checkpoint_every": 2, "sample_every": 1000}
     tokens = {"weights": [1.0], "n_items": 40, "n_held_out": 4, "seconds": 0.4, "mix_probability": 0.2, "seed": 0}
     (folder / "lm.json").write_text(json.dumps({"lm": "tiny", "data": TOY, "tokens": tokens, "training": training,
                                                 "generation": {"duration": 0.2, "max_duration": 0.4}}))
@@ -199,9 +200,9 @@ def _sweeping(folder):
     "A run leaves nothing behind; elsewhere what is old goes at the next call"
     assert not list((folder / "run").rglob(".*")), "left in the run's folder"
     from audiogen_nb.files import sweep_stale
-    for place in (folder / "sounds", folder / "saved", *(folder / "captions").glob("*")):
+    for place in (folder / "sounds", folder / "saved", *(folder / "captions").glob("*/*")):
         sweep_stale(place, 0)
-        assert not list(place.glob(".*")), f"left in {place}"
+        assert not [path for path in place.glob(".*") if not path.name.endswith(".lock")], f"left in {place}"
 
 
 def main():

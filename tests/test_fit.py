@@ -24,6 +24,7 @@ from audiogen_nb.train.runs import read_settings
 from audiogen_nb.train.codec_step import Adversary, codec_batch
 from audiogen_nb.train.codec import CodecTrainer, CodecTraining, diagnose, fit_codec_from_config
 from audiogen_nb.sound import save_audio
+from audiogen_nb.train.shards import TokenShards
 from audiogen_nb.train.tokens import TokenCache, cached_tokens, check_captions, make_tokens
 
 CONFIGS = Path(__file__).parent.parent / "audiogen_nb" / "configs"
@@ -282,7 +283,7 @@ def test_tensorboard_files_of_a_resumed_run_have_every_step_once(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     for n_steps in (3, 6):
-        fit_codec_from_config(write(tmp_path, n_steps=n_steps), tmp_path / "run", False, tensorboard=True)
+        fit_codec_from_config(write(tmp_path, n_steps=n_steps), tmp_path / "run", False, machine={"log_with": "tensorboard"})
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
     assert [e.step for e in events.Scalars("loss")] == list(range(6))
@@ -345,6 +346,11 @@ CAUSES = {
 }
 
 
+def same_items(a, b):
+    "Do two sets of tokens hold the same?"
+    return len(a) == len(b) and all(torch.equal(a[i][0], b[i][0]) and a[i][1] == b[i][1] == b.captions_of(i) for i in range(len(a)))
+
+
 @pytest.mark.parametrize("cause", CAUSES)
 def test_tokens_are_made_again_when_their_inputs_change(tiny_codec, few, tmp_path, capsys, monkeypatch, cause):
     cached_tokens(tmp_path / "t", tiny_codec, [(1.0, few)], **USUAL)
@@ -352,31 +358,46 @@ def test_tokens_are_made_again_when_their_inputs_change(tiny_codec, few, tmp_pat
     again, fresh = cached_tokens(tmp_path / "t", codec, groups, **USUAL | settings), make_tokens(codec, groups, **USUAL | settings)
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1 and f"{cause}" in said and "changed: encoding again" in said
-    assert torch.equal(again.codes, fresh.codes) and again.captions == fresh.captions
-    monkeypatch.setattr("audiogen_nb.train.tokens.make_tokens", None)                      # unchanged: not called
+    assert same_items(again, fresh)
+    monkeypatch.setattr("audiogen_nb.train.shards.encode_items", None)                     # unchanged: not called
     kept = cached_tokens(tmp_path / "t", codec, groups, **USUAL | settings)
-    assert torch.equal(kept.codes, fresh.codes) and kept.captions == fresh.captions and not capsys.readouterr().err
+    assert same_items(kept, fresh) and not capsys.readouterr().err
+    with pytest.raises(ValueError, match=f"{cause}.* changed.*another folder"):
+        cached_tokens(tmp_path / "t", tiny_codec, [(1.0, few)], **USUAL, replace=False)
+    assert same_items(TokenShards(tmp_path / "t"), fresh)
+
+
+SHARD = "shard-00000-of-00001.safetensors"
+
+
+def edit_captions(folder):
+    "Captions changed in the file, with its length kept"
+    data = (folder / SHARD).read_bytes()
+    assert data.count(b'["') >= 4
+    (folder / SHARD).write_bytes(data.replace(b'["a', b'["b').replace(b'["t', b'["s'))
 
 
 DAMAGE = {
-    "codes cut": lambda folder: (folder / "codes.safetensors").write_bytes((folder / "codes.safetensors").read_bytes()[:-7]),
-    "no captions": lambda folder: (folder / "captions.jsonl").unlink(), "no codes": lambda folder: (folder / "codes.safetensors").unlink(),
-    "captions edited": lambda folder: (folder / "captions.jsonl").write_text('["x"]\n' * 4, encoding="utf-8"),
-    "fingerprint cut": lambda folder: (folder / "made_from.json").write_text("{", encoding="utf-8"),
-    "fingerprint of another kind": lambda folder: (folder / "made_from.json").write_text('{"made_from": []}', encoding="utf-8"),
-    "of an earlier version": lambda folder: (folder / "made_from.json").unlink(),
+    "codes cut": lambda folder: (folder / SHARD).write_bytes((folder / SHARD).read_bytes()[:-7]),
+    "no shard": lambda folder: (folder / SHARD).unlink(), "empty": lambda folder: (folder / SHARD).write_bytes(b""),
+    "captions edited": edit_captions,
+    "one bit": lambda folder: (folder / SHARD).write_bytes((b := (folder / SHARD).read_bytes())[:-1] + bytes([b[-1] ^ 1])),
+    "index cut": lambda folder: (folder / "index.json").write_text("{", encoding="utf-8"),
+    "index of another kind": lambda folder: (folder / "index.json").write_text('{"made_from": []}', encoding="utf-8"),
+    "no index": lambda folder: (folder / "index.json").unlink(),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_tokens_are_made_again(tiny_codec, few, tmp_path, damage):
-    first = cached_tokens(tmp_path / "t", tiny_codec, [(1.0, few)], **USUAL)
+    cached_tokens(tmp_path / "t", tiny_codec, [(1.0, few)], **USUAL)
+    first = make_tokens(tiny_codec, [(1.0, few)], **USUAL)
     DAMAGE[damage](tmp_path / "t")
     with pytest.raises((ValueError, FileNotFoundError), match="again"):
-        TokenCache.load(tmp_path / "t")
+        TokenShards(tmp_path / "t")[0]
     again = cached_tokens(tmp_path / "t", tiny_codec, [(1.0, few)], **USUAL)
-    assert torch.equal(again.codes, first.codes) and again.captions == first.captions
-    assert torch.equal(TokenCache.load(tmp_path / "t").codes, first.codes)
+    assert same_items(again, first) and same_items(again, make_tokens(tiny_codec, [(1.0, few)], **USUAL))
+    assert same_items(TokenShards(tmp_path / "t"), first)
 
 
 @pytest.mark.parametrize("settings, message", [
@@ -413,7 +434,7 @@ def sounds_with_texts(folder, text="a dog barks"):
 def write_lm(folder, sounds, n_steps, **tokens):
     config = {"lm": "tiny", "data": {"folder": str(sounds)}, "generation": {"duration": 0.2, "max_duration": 0.2},
               "tokens": {"weights": [1.0], "n_items": 4, "n_held_out": 2, "seconds": 0.2, "mix_probability": 0.0, "seed": 0, **tokens},
-              "training": {"n_steps": n_steps, "batch_size": 2, "bfloat16": False, "checkpoint_every": 1}}
+              "training": {"n_steps": n_steps, "batch_size": 2, "checkpoint_every": 1}}
     (folder / "lm.json").write_text("\ufeff" + json.dumps(config), encoding="utf-8")       # a byte-order mark is no fault
     return folder / "lm.json"
 
@@ -440,7 +461,8 @@ def test_a_run_goes_on_with_mended_captions_and_its_recipe_notes_both(tmp_path, 
         assert a["sounds"] == b["sounds"] and a["codec"] == b["codec"] and a["captions"] != b["captions"]
     made = [stage["made_from"] for stage in model.provenance["language_model"]]
     assert len(read_log(tmp_path / "run")) == 2 and made == [first["made_from"], second["made_from"]]
-    assert not any("a cat" in texts for texts in TokenCache.load(tmp_path / "run" / "train").captions)
+    tokens = TokenShards(tmp_path / "run" / "train")
+    assert not any("a cat" in tokens.captions_of(i) for i in range(len(tokens)))
     for changes, message in (({"seed": 1, "sed": 2}, "did you mean 'seed'"), ({"weights": [1.0, 2.0]}, "one weight for each")):
         with pytest.raises(ValueError, match=message):
             fit_lm_from_config(write_lm(tmp_path, sounds, 2, **changes), tmp_path / "codec", tmp_path / "other", False)
@@ -479,9 +501,9 @@ def test_the_kept_listener_knows_its_sounds(few, tmp_path, monkeypatch):
 def test_kept_states_know_the_tokenizer_and_the_layers(tiny, tmp_path):
     from types import SimpleNamespace
     from tokenizers import normalizers
-    from audiogen_nb.text.captions import CachedTextEncoder
+    from audiogen_nb.text.captions import CaptionShards
     from audiogen_nb.text.encoders import word_pieces
-    names = {CachedTextEncoder(tiny.text_encoder, tmp_path).fingerprint()}
+    names = {CaptionShards(tiny.text_encoder, tmp_path).fingerprint()}
     def other(lowercase=True, heads=4):
         encoder = copy.copy(tiny.text_encoder)
         encoder.tokenizer = word_pieces(encoder.vocab)

@@ -149,12 +149,12 @@ def test_captions_are_read_before_anything_is_encoded(tiny, clips, tmp_path):
 def test_mended_clips_are_encoded_again_and_the_recipe_notes_both(tiny, clips, tmp_path, capsys):
     from dataclasses import replace
     from audiogen_nb.train.runs import read_recipe
-    from audiogen_nb.train.tokens import TokenCache
+    from audiogen_nb.train.shards import TokenShards
     few, mended = replace(SETTINGS, n_steps=2), [replace(clips[0], captions=("a fire engine",)), *clips[1:]]
     fit_lora(tiny, clips, tmp_path / "run", few, progress=False)
     fit_lora(tiny, mended, tmp_path / "run", replace(few, n_steps=3), progress=False)
     assert "captions changed: encoding again" in capsys.readouterr().err
     first, second = read_recipe(tmp_path / "run")
     assert first["made_from"]["tokens"]["captions"] != second["made_from"]["tokens"]["captions"]
-    assert {c for texts in TokenCache.load(tmp_path / "run" / "tokens").captions for c in texts} & {"a fire engine"}
+    assert {text for _, texts in TokenShards(tmp_path / "run" / "tokens") for text in texts} & {"a fire engine"}
     assert merge_lora(tiny, tmp_path / "run" / "adapter").provenance["lora"]["recipe"] == [first, second]
