@@ -172,7 +172,8 @@ class CodecTrainer:
         parts |= {"balancer": self.balancer} if self.settings.balance else {}
         parts |= {"scaler": self.accelerator.scaler} if self.accelerator.scaler else {}
         if self.adversary:
-            parts |= {"discriminator": self.discriminators, "discriminator_optimizer": self.adversary.optimizer}
+            parts |= {"discriminator": self.discriminators,
+                      "discriminator_optimizer": self.adversary.optimizer}
         return parts
 
     def step(self,

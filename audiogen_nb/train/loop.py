@@ -324,11 +324,8 @@ def run_steps(
     most_skipped: int = 10, # so many steps in a row may be left out
 ) -> list[dict[str, float]]: # the whole log, one dictionary a step
     "Run (or resume) a training, with checkpoints, a log and samples"
-    if min(checkpoint_every, sample_every, log_every) < 1:
-        raise ValueError("checkpoint_every, sample_every and log_every must be at least 1 step, "
-                         f"got {checkpoint_every}, {sample_every} and {log_every}")
-    folder, writes = Path(folder), rank() == 0
-    checkpoint = folder / "checkpoint.pt"
+    _check_intervals(checkpoint_every, sample_every, log_every)
+    folder, checkpoint, writes = Path(folder), Path(folder) / "checkpoint.pt", rank() == 0
     saved = load_checkpoint(checkpoint, parts) if checkpoint.exists() else 0
     log = [row for row in read_log(folder) if row["step"] < saved]
     if writes:
@@ -356,16 +353,27 @@ def run_steps(
                 sample(n + 1)
         return log
     except (KeyboardInterrupt, FloatingPointError, OSError) as e:
-        kept = (f"the checkpoint of step {saved} is kept in {folder}: call again to go on from there"
-                if saved else f"no checkpoint was due yet in {folder}")
-        if isinstance(e, KeyboardInterrupt):
-            tqdm.write(f"stopped in step {n}; {kept}", file=sys.stderr)
-            raise
-        raise type(e)(f"{e}; {kept}") from e
+        _tell_what_is_kept(e, n, saved, folder)
+        raise
     finally:
         with suppress(OSError):                        # a disk too full for the log's last line: said above
             if writes:
                 reports.close()
+
+# %% ../../nbs/engine/training_loop.ipynb #75ce693a
+def _check_intervals(checkpoint_every, sample_every, log_every):
+    "Refuse what happens less than once"
+    if min(checkpoint_every, sample_every, log_every) < 1:
+        raise ValueError("checkpoint_every, sample_every and log_every must be at least 1 step, "
+                         f"got {checkpoint_every}, {sample_every} and {log_every}")
+
+def _tell_what_is_kept(error, step, saved, folder):
+    "A run that stops says where it will go on: at Ctrl-C on a line, else in the error"
+    kept = (f"the checkpoint of step {saved} is kept in {folder}: call again to go on from there"
+            if saved else f"no checkpoint was due yet in {folder}")
+    if not isinstance(error, KeyboardInterrupt):
+        raise type(error)(f"{error}; {kept}") from error
+    tqdm.write(f"stopped in step {step}; {kept}", file=sys.stderr)
 
 # %% ../../nbs/engine/training_loop.ipynb #5e1b12cb
 def _sweep(folder):
