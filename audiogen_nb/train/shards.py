@@ -186,16 +186,20 @@ def write_token_shards(
 # %% ../../nbs/engine/shards.ipynb #69edc492
 def _write_index(folder, wanted, notes, codec):
     "Summarise the shards in `index.json`; refuse when another process has put others among them"
-    rows, frames = [], None
+    rows, shapes = [], set()
     for name, note in notes.items():
         shard = ShardFile(folder / name)
         if shard.about != note:
             raise ValueError(f"{folder}: another process is writing other tokens into this folder "
                              f"({', '.join(_changes(shard.about, note))}); give it a folder of its own")
-        items, _, frames = shard.layout()["codes"][1:]
+        items, *shape = shard.layout()["codes"][1:]
         size = file_stamp(folder / name)[1]
         rows.append({"file": name, "items": items, "bytes": size, "sha256": shard.digest})
-    index = {**wanted, "n_q": codec.n_q, "n_frames": frames, "card": codec.card,
+        shapes.add(tuple(shape))
+    if len(shapes) > 1:
+        raise ValueError(f"the items must be of one shape (K, F), got {sorted(shapes)}; cut or fill the sounds")
+    (n_q, n_frames), = shapes
+    index = {**wanted, "n_q": n_q, "n_frames": n_frames, "card": codec.card,
              "sample_rate": codec.sample_rate, "frame_rate": codec.frame_rate, "shards": rows}
     for path in folder.glob("shard-*-of-*.safetensors"):
         if path.name not in notes:
@@ -260,7 +264,7 @@ class TokenShards(Dataset):
             raise shard.damaged("it is not of the set that index.json speaks of")
         tensors = shard.whole()
         codes, ends = tensors["codes"], [0, *tensors["caption_ends"].tolist()]
-        if codes.min() < 0 or codes.max() >= self.card:
+        if codes.min() < 0 or int(codes.max()) >= self.card:            # int16 could not hold a card of 32768
             raise shard.damaged(f"its codes must lie in 0..{self.card - 1}")
         if ends != sorted(ends) or ends[-1] != len(tensors["captions"]):
             raise shard.damaged("its captions do not follow each other")
