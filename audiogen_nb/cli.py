@@ -317,37 +317,51 @@ def fetch_recordings_command(
     print(fetch_recordings(dest))
 
 # %% ../nbs/engine/cli.ipynb #35a0601e
+_device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps; by default as the JSON says.")]
+_precision = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16, of products.")]
+_log_with = Annotated[str | None, typer.Option(help="Trackers, with commas: tensorboard, wandb, ...")]
+
+def _machine(**given):
+    "Settings of the machine that were given"
+    return {name: value for name, value in given.items() if value is not None}
+
 @app.command("fit-codec")
 def fit_codec_command(
-    config: Annotated[Path, typer.Argument(help="JSON: codec preset, data, training.")],
+    config: Annotated[Path, typer.Argument(help="JSON: codec, data, training; perhaps machine.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; call again to go on.")],
     start_from: Annotated[Path | None, typer.Option(
         help="Folder of another run whose codec to begin with.")] = None,
-    tensorboard: Annotated[bool, typer.Option(
-        "--tensorboard", help="Write event files for TensorBoard, too.")] = False,
+    device: _device = None,
+    precision: _precision = None,
+    log_with: _log_with = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ):
-    "Train a codec as a configuration file says; also under torchrun, on several processes."
+    "Train a codec as a configuration file says; also under torchrun or accelerate launch."
     from audiogen_nb.train.codec import fit_codec_from_config
-    fit_codec_from_config(config, out, not quiet, start_from, tensorboard)
+    fit_codec_from_config(config, out, not quiet, start_from,
+                          _machine(device=device, precision=precision, log_with=log_with))
     print(out)
 
 # %% ../nbs/engine/cli.ipynb #4f98bacb
 @app.command("fit-lm")
 def fit_lm_command(
     config: Annotated[Path, typer.Argument(
-        help="JSON: language model preset, data, tokens, training, generation.")],
-    codec_run: Annotated[Path, typer.Option(help="Folder of a finished `fit-codec`.")],
+        help="JSON: lm, data, tokens, training, generation; perhaps codec, text, machine.")],
     out: Annotated[Path, typer.Option(
         "--out", "-o", help="Folder of the run; the model is saved in its model/.")],
-    start_from: Annotated[
-        Path | None, typer.Option(help="Folder of another run, on the same codes, to begin with.")
-    ] = None,
+    codec_run: Annotated[Path | None, typer.Option(
+        help="Folder of a finished `fit-codec`; by default the JSON names the codec.")] = None,
+    start_from: Annotated[Path | None, typer.Option(
+        help="Folder of another run, on the same codes, to begin with.")] = None,
+    device: _device = None,
+    precision: _precision = None,
+    log_with: _log_with = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ):
-    "Train a language model on a codec's tokens, and save the whole model."
+    "Train a language model on a codec's tokens, and save the whole model; also under torchrun."
     from audiogen_nb.train.lm import fit_lm_from_config
-    fit_lm_from_config(config, codec_run, out, not quiet, start_from)
+    fit_lm_from_config(config, codec_run, out, not quiet, start_from,
+                       _machine(device=device, precision=precision, log_with=log_with))
     print(out / "model")
 
 # %% ../nbs/engine/cli.ipynb #0cff25d9
@@ -355,9 +369,10 @@ def fit_lm_command(
 def tokens_command(
     config: Annotated[Path, typer.Argument(
         help="JSON: a configuration of `fit-lm`; its data and tokens are used.")],
-    codec_run: Annotated[Path, typer.Option(help="Folder of a finished `fit-codec`.")],
     out: Annotated[Path, typer.Option(
         "--out", "-o", help="Folder of the tokens; with the --out of `fit-lm` that finds them there.")],
+    codec_run: Annotated[Path | None, typer.Option(
+        help="Folder of a finished `fit-codec`; by default the JSON names the codec.")] = None,
     shard_size: Annotated[int | None, typer.Option(
         min=1, help="Items in a file; 1024 by default.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Items encoded at once.")] = 16,
@@ -368,12 +383,13 @@ def tokens_command(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ):
     "Encode the clips of a configuration; several calls at once, or torchrun, share the work."
-    from audiogen_nb.train.lm import finished_codec
+    from audiogen_nb.train.lm import MORE_SECTIONS, SECTIONS
+    from audiogen_nb.train.parts import open_codec
     from audiogen_nb.train.runs import read_config
     from audiogen_nb.train.tokens import cached_tokens, drawn_sets
-    sections = read_config(config, {"lm", "data", "tokens", "training", "generation"})
+    sections = read_config(config, SECTIONS, MORE_SECTIONS)
     own = f"cuda:{os.environ.get('LOCAL_RANK') or 0}"
-    codec = finished_codec(codec_run).to(own if device == "cuda" else device)
+    codec = open_codec(codec_run or sections["codec"]).to(own if device == "cuda" else device)
     for name, drawing in drawn_sets(sections["data"], sections["tokens"], codec.sample_rate).items():
         tokens = cached_tokens(out / name, codec, **drawing, progress=not quiet, replace=force,
                                shard_size=shard_size, batch_size=batch_size, n_workers=workers)

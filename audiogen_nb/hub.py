@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMAT_VERSION', 'POCKET', 'AUDIOCRAFT_FILES', 'pack_weights', 'unpack_weights', 'Parts', 'make_card', 'derived_card',
-           'with_card', 'save_parts', 'load_parts', 'layout_of', 'model_folder', 'push_parts', 'ModelOfParts']
+           'with_card', 'save_parts', 'load_parts', 'load_codec', 'layout_of', 'model_folder', 'push_parts',
+           'ModelOfParts']
 
 # %% ../nbs/engine/hub.ipynb #df75de3a
 import json
@@ -275,6 +276,19 @@ def load_parts(
     _fill(lm, files[1], device)
     return Parts(codec.to(device), lm, text_encoder, generation, with_card(provenance, folder))
 
+# %% ../nbs/engine/hub.ipynb #7c65cdcc
+def load_codec(
+    folder: str | Path,  # what `save_parts` wrote
+) -> Codec: # in evaluation mode, on the CPU
+    "Load the codec of a model, without its language model"
+    folder = Path(folder)
+    config, file = _settings(folder)[0], inside(folder, "codec.safetensors", "the layout")
+    _check_codec(config, file)
+    with torch.random.fork_rng(devices=[]):
+        codec = Codec(config)
+    _load_weights(codec, file)
+    return codec.eval()
+
 # %% ../nbs/engine/hub.ipynb #97e2587e
 def _settings(folder):
     "What config.json says: of the codec, of the language model, of generation, and where it all comes from"
@@ -294,19 +308,23 @@ def _settings(folder):
         raise ValueError(f"cannot use {path}: {reason[:300]}") from e
 
 # %% ../nbs/engine/hub.ipynb #1f9b01ad
-def _check_sizes(codec_config, shape, codec_file, lm_file):
+def _check_codec(codec_config, file):
     "Compare settings with the headers of the weights; on the device `meta` a module has shapes and no memory"
     with torch.device("meta"):
         codec = {name: tuple(value.shape) for name, value in Codec(codec_config).state_dict().items()}
+    check_tensors(file, codec, (".count", ".total"))
+    needs, free = 12 * sum(map(math.prod, codec.values())), free_memory()     # as stored, converted, in place
+    if needs > free:
+        raise ValueError(f"the codec in {file} needs {needs / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free")
+
+def _check_sizes(codec_config, shape, codec_file, lm_file):
+    "The same for a codec and a language model"
+    _check_codec(codec_config, codec_file)
+    with torch.device("meta"):
         first = AudioLM(replace(shape, n_layers=1)).state_dict()
-    check_tensors(codec_file, codec, (".count", ".total"))
     lm = {name.replace("blocks.0.", f"blocks.{i}."): tuple(value.shape) for name, value in first.items()
           for i in range(shape.n_layers if name.startswith("blocks.") else 1)}
     check_tensors(lm_file, lm)
-    needs, free = 12 * sum(map(math.prod, codec.values())), free_memory()     # as stored, converted, in place
-    if needs > free:
-        raise ValueError(f"the codec in {codec_file} needs {needs / 1e9:.1f} GB, "
-                         f"but {free / 1e9:.1f} GB are free")
 
 # %% ../nbs/engine/hub.ipynb #4902fcbe
 def _fill(lm, path, device):

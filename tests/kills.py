@@ -133,7 +133,7 @@ def prepare(folder):
     training = {"n_steps": 1, "batch_size": 2, "seconds": 0.2, "warmup": 1, "warmup_quantizer": 0}
     (folder / "codec.json").write_text(json.dumps({"codec": "tiny", "data": TOY, "training": training}))
     fit_codec_from_config(folder / "codec.json", folder / "codec", False)
-    training = {"n_steps": 80, "batch_size": 2, "warmup": 1, "bfloat16": False, "checkpoint_every": 2, "sample_every": 1000}
+    training = {"n_steps": 80, "batch_size": 2, "warmup": 1, "checkpoint_every": 2, "sample_every": 1000}
     tokens = {"weights": [1.0], "n_items": 40, "n_held_out": 4, "seconds": 0.4, "mix_probability": 0.2, "seed": 0}
     (folder / "lm.json").write_text(json.dumps({"lm": "tiny", "data": TOY, "tokens": tokens, "training": training,
                                                 "generation": {"duration": 0.2, "max_duration": 0.4}}))

@@ -283,7 +283,7 @@ def test_tensorboard_files_of_a_resumed_run_have_every_step_once(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     for n_steps in (3, 6):
-        fit_codec_from_config(write(tmp_path, n_steps=n_steps), tmp_path / "run", False, tensorboard=True)
+        fit_codec_from_config(write(tmp_path, n_steps=n_steps), tmp_path / "run", False, machine={"log_with": "tensorboard"})
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
     assert [e.step for e in events.Scalars("loss")] == list(range(6))
@@ -434,7 +434,7 @@ def sounds_with_texts(folder, text="a dog barks"):
 def write_lm(folder, sounds, n_steps, **tokens):
     config = {"lm": "tiny", "data": {"folder": str(sounds)}, "generation": {"duration": 0.2, "max_duration": 0.2},
               "tokens": {"weights": [1.0], "n_items": 4, "n_held_out": 2, "seconds": 0.2, "mix_probability": 0.0, "seed": 0, **tokens},
-              "training": {"n_steps": n_steps, "batch_size": 2, "bfloat16": False, "checkpoint_every": 1}}
+              "training": {"n_steps": n_steps, "batch_size": 2, "checkpoint_every": 1}}
     (folder / "lm.json").write_text("\ufeff" + json.dumps(config), encoding="utf-8")       # a byte-order mark is no fault
     return folder / "lm.json"
 

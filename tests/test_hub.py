@@ -363,7 +363,7 @@ def test_a_model_of_own_sounds_does_not_claim_others_licences(tmp_path):
     fit_codec_from_config(config(tmp_path, "codec.json", codec="tiny", data=data, training=codec), tmp_path / "codec", progress=False)
     tokens = {"weights": [1.0], "n_items": 4, "n_held_out": 2, "seconds": 0.5, "mix_probability": 0.5, "seed": 0}
     made = fit_lm_from_config(
-        config(tmp_path, "lm.json", lm="tiny", data=data, tokens=tokens, training={"n_steps": 2, "batch_size": 2, "bfloat16": False},
+        config(tmp_path, "lm.json", lm="tiny", data=data, tokens=tokens, training={"n_steps": 2, "batch_size": 2},
                generation={"duration": 0.5, "max_duration": 0.5}), tmp_path / "codec", tmp_path / "kitchen", progress=False)
     text = (tmp_path / "kitchen" / "model" / "README.md").read_text(encoding="utf-8")
     assert "# kitchen\n" in text and "`my bells`" in text and head(text)["license"] == "unknown"

@@ -115,7 +115,7 @@ def test_processes_of_the_command_line_share_the_work_and_fit_lm_finds_it(tmp_pa
                                                                               "warmup_quantizer": 0}},
                          "lm": {"lm": "tiny", "data": data, "generation": {"duration": 0.2, "max_duration": 0.2},
                                 "tokens": {"weights": [1.0], "n_items": 11, "n_held_out": 2, "seconds": 0.2, "mix_probability": 0.2, "seed": 0},
-                                "training": {"n_steps": 2, "batch_size": 2, "bfloat16": False}}}.items():
+                                "training": {"n_steps": 2, "batch_size": 2}}}.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(config), encoding="utf-8")
     fit_codec_from_config(tmp_path / "codec.json", tmp_path / "codec", False)
     command = [sys.executable, "-c", "import sys; from audiogen_nb.cli import main; sys.exit(main())", "tokens", tmp_path / "lm.json", "--codec-run",

@@ -277,7 +277,7 @@ def test_training_with_an_expensive_encoder_reads_each_caption_once(pocket, tmp_
     from audiogen_nb.lm.transformer import AudioLM
     monkeypatch.setenv("AUDIOGEN_NB_CACHE", str(tmp_path / "cache"))
     tokens = TokenCache(torch.randint(32, (6, 2, 20)).short(), [[f"sound {'abcdef'[i]}"] for i in range(6)])
-    encoder, settings = Counting(pocket), LMTraining(n_steps=4, batch_size=6, bfloat16=False, drop_text=0.0)
+    encoder, settings = Counting(pocket), LMTraining(n_steps=4, batch_size=6, drop_text=0.0)
     for slow, run in ((False, "plain"), (True, "cached"), (True, "again")):
         encoder.slow, encoder.read = slow, 0
         torch.manual_seed(0)

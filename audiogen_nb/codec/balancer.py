@@ -21,19 +21,20 @@ class Balancer:
         if not weights or min(weights.values()) < 0 or not sum(weights.values()):
             raise ValueError(f"weights must be non-negative and not all zero, got {weights}")
         self.weights, self.total_norm, self.decay, self.balance = dict(weights), total_norm, decay, balance
-        self.running: dict[str, list[float]] = {}        # name -> [weighted sum of norms, sum of the weights]
+        self.running: dict[str, list] = {}               # name -> [weighted sum of norms (), sum of the weights]
 
-    def state_dict(self) -> dict[str, list[float]]:
+    def state_dict(self) -> dict[str, list]:
         return {name: list(pair) for name, pair in self.running.items()}
 
-    def load_state_dict(self, state: dict[str, list[float]]) -> None:
+    def load_state_dict(self, state: dict[str, list]) -> None:
         self.running = {name: list(pair) for name, pair in state.items()}
 
     def backward(self,
         losses: dict[str, torch.Tensor], # name -> (), functions of `output`
         output: torch.Tensor, # (B, 1, T) the reconstruction
         also: torch.Tensor | None = None, # () a loss that does not pass through `output`: added as it is
-    ) -> dict[str, float]: # "balanced": the effective loss; "ratio_*": shares of the raw gradient norm
+        factor: torch.Tensor | float = 1.0, # of what is sent on, see `torch.amp.GradScaler`
+    ) -> dict[str, torch.Tensor]: # () "balanced": the effective loss; "ratio_*": shares of the raw gradient norm
         "Mix the losses' gradients on `output` and send them on to what made it"
         unknown = losses.keys() - self.weights.keys()
         if unknown:
@@ -45,9 +46,9 @@ class Balancer:
         scales = [self.weights[name] * (share / (norm + 1e-12) if self.balance else 1)
                   for name, norm in zip(losses, norms)]
         mixed = sum(scale * grad for scale, grad in zip(scales, grads))                                   # g
-        torch.autograd.backward([output], [mixed]) if also is None else \
-            torch.autograd.backward([output, also], [mixed, None])
-        effective = sum(scale * loss.item() for scale, loss in zip(scales, losses.values()))
+        torch.autograd.backward([output], [factor * mixed]) if also is None else \
+            torch.autograd.backward([output, also], [factor * mixed, torch.as_tensor(factor).to(also)])
+        effective = sum(scale * loss.detach() for scale, loss in zip(scales, losses.values()))
         ratios = {f"ratio_{name}": norm / (sum(norms) + 1e-12) for name, norm in zip(losses, norms)}
         return {"balanced": effective, **ratios}
 
@@ -65,4 +66,4 @@ def _mean_norms(grads):
     sums = torch.stack([*norms, items])
     if distributed.is_initialized():
         distributed.all_reduce(sums)
-    return (sums[:-1] / sums[-1]).tolist()
+    return (sums[:-1] / sums[-1]).unbind()

@@ -20,9 +20,13 @@ class StreamPattern:
         "s(k, t), the step of each code; step 0 is always empty."
         raise NotImplementedError(f"{type(self).__name__} lacks steps()")
 
+    def last_step(self, n_frames: int) -> int:
+        "The largest s(k, t); a subclass that has a formula for it spares the table."
+        return int(self.steps(n_frames).max())
+
     def n_steps(self, n_frames: int) -> int:  # S
         if n_frames < 1: raise ValueError(f"n_frames must be at least 1, got {n_frames}")
-        return int(self.steps(n_frames).max()) + 1
+        return self.last_step(n_frames) + 1
 
     def n_frames(self, n_steps: int) -> int:  # F of a complete sequence
         first = self.n_steps(1)
@@ -79,6 +83,8 @@ class ParallelPattern(StreamPattern):
     def steps(self, n_frames: int, device: torch.device | str = "cpu") -> torch.Tensor:  # (K, F)
         return (1 + torch.arange(n_frames, device=device)).expand(self.n_q, -1)  # s(k, t) = t + 1
 
+    def last_step(self, n_frames: int) -> int: return n_frames
+
 # %% ../../nbs/11_streams.ipynb #7e2856bf
 class DelayPattern(StreamPattern):
     "Stream k sits k steps later than in the parallel layout (AudioCraft)."
@@ -87,6 +93,8 @@ class DelayPattern(StreamPattern):
         frame, stream = torch.arange(n_frames, device=device), torch.arange(self.n_q, device=device)
         return frame + stream[:, None] + 1  # s(k, t) = t + k + 1
 
+    def last_step(self, n_frames: int) -> int: return n_frames + self.n_q - 1
+
 # %% ../../nbs/11_streams.ipynb #4774e6ef
 class FlattenPattern(StreamPattern):
     "One code a step: frame after frame, stream after stream (the most a model can see, at K times the steps)"
@@ -94,6 +102,8 @@ class FlattenPattern(StreamPattern):
     def steps(self, n_frames: int, device: torch.device | str = "cpu") -> torch.Tensor:  # (K, F)
         frame, stream = torch.arange(n_frames, device=device), torch.arange(self.n_q, device=device)
         return self.n_q * frame + stream[:, None] + 1  # s(k, t) = Kt + k + 1
+
+    def last_step(self, n_frames: int) -> int: return self.n_q * n_frames
 
 # %% ../../nbs/11_streams.ipynb #edb8523e
 def get_pattern(

@@ -41,10 +41,10 @@ def reconstruction_losses(
     audio: torch.Tensor, # (B, 1, T)
     rebuilt: torch.Tensor, # (B, 1, T)
     mel_loss: MelLoss,
-    level: float | None = None, # mean of |audio| that the time loss is relative to; None is this batch's own
+    level: torch.Tensor | None = None, # () mean of |audio| that the time loss is relative to; None: of this batch
 ) -> dict[str, torch.Tensor]: # "time" (1 is silence) and "mel", each ()
     "What the codec is to make small"
-    level = max(audio.abs().mean().item() if level is None else level, 1e-4)           # a batch may be silent
+    level = (audio.abs().mean() if level is None else level).clamp(min=1e-4)           # a batch may be silent
     return {"time": time_loss(audio, rebuilt) / level, "mel": mel_loss(audio, rebuilt)}
 
 # %% ../../nbs/10_codec_training.ipynb #aa925257
@@ -141,11 +141,11 @@ class Adversary:
     def judge(self,
         audio: torch.Tensor, # (B, 1, T)
         rebuilt: torch.Tensor, # (B, 1, T) with gradient
-    ) -> tuple[dict[str, torch.Tensor], float]: # losses of the codec, the discriminators' own loss
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]: # losses of the codec, the discriminators' own ()
         "Gradients for the discriminators, losses for the codec, from one look"
         real, fake = map(self.model, at_one_level(audio, rebuilt) if self.one_level else (audio, rebuilt))
         loss = discriminator_loss(real, fake)                                            # ℓ_d
         self.optimizer.zero_grad()
         loss.backward(inputs=list(self.model.parameters()), retain_graph=True)
         adversarial, features = generator_loss(fake, self.form), feature_loss(real, fake)    # ℓ_g, ℓ_feat
-        return {"adversarial": adversarial, "features": features}, loss.item()
+        return {"adversarial": adversarial, "features": features}, loss.detach()

@@ -17,12 +17,12 @@ def lm_loss(
     codes: torch.Tensor, # (B, K, F) int64
     states: torch.Tensor, # (B, L, E)
     mask: torch.Tensor, # (B, L) bool
-) -> tuple[torch.Tensor, list[float]]: # mean over streams, and each stream's own
+) -> tuple[torch.Tensor, torch.Tensor]: # (), the mean over streams, and (K,), each stream's own
     "Masked cross-entropy of teacher-forced predictions, averaged per stream, then over streams"
     logits, known = lm.predict(codes, states, mask)
-    per_stream = torch.stack([F.cross_entropy(logits[:, k][known[:, k]].float(), codes[:, k][known[:, k]])
-                              for k in range(codes.shape[1])])
-    return per_stream.mean(), per_stream.tolist()
+    nats = F.cross_entropy(logits.movedim(-1, 1).float(), codes, reduction="none")        # (B, K, F)
+    per_stream = (nats * known).sum((0, 2)) / known.sum((0, 2))
+    return per_stream.mean(), per_stream.detach()
 
 # %% ../../nbs/14_listening.ipynb #0277c644
 def blur_text(

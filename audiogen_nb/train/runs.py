@@ -8,12 +8,16 @@ __all__ = ['read_settings', 'read_config', 'read_recipe', 'record_recipe', 'trai
 # %% ../../nbs/engine/runs.ipynb #95f690ff
 import json
 import os
+import warnings
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
 from ..arguments import check_keys, real_number
 from ..data.clips import Clip, SoundFolder, split_clips
+from ..data.datasets import read_dataset
 from ..data.recordings import read_recordings
+from ..data.refs import SoundSet
 from ..data.toy_kinds import ToyWorld
 from ..engine.processes import rank
 from ..files import atomic_path, read_json
@@ -40,15 +44,18 @@ def read_settings(
 # %% ../../nbs/engine/runs.ipynb #b1669835
 def read_config(
     path: str | os.PathLike, # JSON file in UTF-8
-    sections: set[str], # keys it must have, and no others
+    sections: set[str], # keys it must have
+    optional: set[str] = frozenset(), # keys that it may have, and no others
 ) -> dict:
     "Read a configuration file and refuse a misspelt one"
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no configuration file at {path}")
     config = read_json(path)
-    if set(config) != sections:
-        raise ValueError(f"{path} must have exactly the sections {sorted(sections)}, got {sorted(config)}")
+    if not sections <= set(config) <= sections | optional:
+        more = f"; it may also have {sorted(optional)}" if optional else ""
+        raise ValueError(f"{path} must have exactly the sections {sorted(sections)}, "
+                         f"got {sorted(config)}{more}")
     return config
 
 # %% ../../nbs/engine/runs.ipynb #95996c89
@@ -73,12 +80,18 @@ def record_recipe(
     config: dict, # its configuration
     start_from: str | os.PathLike | None = None, # folder of the run it starts from
     made_from: dict | None = None, # fingerprint of its data
+    fixed: tuple[str, ...] = (), # sections that a run which goes on must not change
 ) -> None:
     "Write down what makes a run; a run that goes on with a changed configuration or changed data notes both"
     folder, config = Path(folder), config if made_from is None else {**config, "made_from": made_from}
     config = json.loads(json.dumps(config))                            # as it will be read
     started = (folder / "recipe.json").exists()
     recipe = read_recipe(folder) if started else read_recipe(start_from) if start_from else []
+    for name in fixed if started else ():
+        if recipe[-1].get(name) != config.get(name):
+            raise ValueError(f"{folder} was begun with {name} = {str(recipe[-1].get(name))[:200]}, not "
+                             f"{str(config.get(name))[:200]}: it cannot go on so; choose another folder, or "
+                             "go back to what it was begun with")
     if rank() == 0 and not (started and recipe[-1] == config):
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder / "recipe.json") as path:
@@ -86,26 +99,55 @@ def record_recipe(
 
 # %% ../../nbs/engine/runs.ipynb #7807e226
 def training_clips(
-    data: dict, # keys below; "recordings" defaults to true without a "folder"
+    data: dict, # keys below; "recordings" defaults to true without a "folder" or "sets"
     sample_rate: int, # Hz
-) -> tuple[list[list[Clip]], list[Clip]]: # groups to train on, held-out clips
-    "The groups of clips that a configuration's `data` section asks for: recordings, own folder, toy world"
-    check_keys(
-        data, ["recordings", "recordings_folder", "folder", "toy", "toy_seed", "toy_seconds"],
-        "the data section"
-    )
-    groups, held_out = [], []
-    if data.get("recordings", "folder" not in data):
-        train, held_out = split_clips(read_recordings(data.get("recordings_folder"), sample_rate))
-        groups.append(train)
+) -> tuple[list[Sequence[Clip]], Sequence[Clip]]: # groups to train on, held-out clips
+    "The groups of clips that a `data` section asks for: recordings, own folder, data sets, toy world"
+    check_keys(data, ["recordings", "recordings_folder", "folder", "sets", "toy", "toy_seed", "toy_seconds"],
+               "the data section")
+    pairs = []                                                 # (train, held out)
+    if data.get("recordings", not {"folder", "sets"} & data.keys()):
+        pairs.append(split_clips(read_recordings(data.get("recordings_folder"), sample_rate)))
     if data.get("folder"):
-        train, out = split_clips(list(SoundFolder(data["folder"], sample_rate)))
-        groups, held_out = [*groups, train], held_out + out
+        folder = SoundFolder(data["folder"], sample_rate)
+        pairs.append(_split(SoundSet(folder.refs, sample_rate)))
+    for i, some in enumerate(data.get("sets", [])):
+        pairs.append(_dataset(some, sample_rate, f"the data section, sets[{i}]"))
+    groups = [train for train, _ in pairs]
     if data.get("toy", 0):
         world = ToyWorld(data["toy"], data.get("toy_seed", 0), data.get("toy_seconds", 4.0), sample_rate)
         groups.append(list(world))                             # rendered once: each is used many times
     if not groups:
-        raise ValueError(
-            "the data section asks for no sound: set recordings to true, folder to a path, or toy to a number"
-        )
-    return groups, held_out
+        raise ValueError("the data section asks for no sound: set recordings to true, folder to a path, "
+                         "sets to data sets, or toy to a number")
+    return groups, _together([held_out for _, held_out in pairs], sample_rate)
+
+# %% ../../nbs/engine/runs.ipynb #11bccc43
+_IN_MEMORY = 3600.0                                            # s
+
+def _small(clips):
+    "Decoded, if that is a small matter"
+    return list(clips) if isinstance(clips, SoundSet) and clips.seconds <= _IN_MEMORY else clips
+
+def _split(clips):
+    "Training and held-out clips of a set on disk, by what is known of them without decoding"
+    return tuple(_small(SoundSet(part, clips.sample_rate)) for part in split_clips(clips.refs))
+
+def _dataset(some, sample_rate, where):
+    "Training and held-out clips of a data set: its own splits, or some of its training clips"
+    check_keys(some, ["name", "root", "split", "held_out", "captions"], where)
+    if missing := [name for name in ("name", "root", "split") if name not in some]:
+        raise ValueError(f"{where} lacks {', '.join(missing)}")
+    read = lambda split: read_dataset(some["name"], some["root"], split, sample_rate,
+                                      some.get("captions", "as_is"))
+    if "held_out" not in some:
+        return _split(read(some["split"]))
+    return _small(read(some["split"])), _small(read(some["held_out"]))
+
+def _together(sets, sample_rate):
+    "Held-out clips of all sets; in memory, if all of them are"
+    if all(isinstance(some, list) for some in sets):
+        return [clip for some in sets for clip in some]
+    if any(isinstance(some, list) for some in sets):
+        warnings.warn("the held-out clips of small sets are left out: large ones stay on disk")
+    return SoundSet([ref for some in sets if not isinstance(some, list) for ref in some.refs], sample_rate)
