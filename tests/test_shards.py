@@ -216,6 +216,18 @@ def test_two_kinds_of_tokens_in_one_folder_are_noticed(codec, one, own, tmp_path
         shards._write_index(own, wanted, shards._notes(wanted), codec)
 
 
+def test_a_codec_that_was_saved_and_loaded_makes_the_same_tokens(tmp_path):
+    from audiogen_nb import AudioGen
+    from audiogen_nb.train.shards import weights_fingerprint
+    names = set()
+    for seed in range(2):                                               # what is not saved is drawn
+        torch.manual_seed(seed)
+        codec = AudioGen.from_pretrained("pocket").codec
+        names.add(weights_fingerprint(codec))
+    codec.quantizer.codebooks[0].entries[0] += 1
+    assert len(names) == 1 and weights_fingerprint(codec) not in names
+
+
 # Damage
 
 def flipped(path, at=-1):
