@@ -405,21 +405,22 @@ def fit_lora_command(
     model: Annotated[str, typer.Option(help="To start from: 'pocket', a folder, or a hub id.")] = "pocket",
     steps: Annotated[int, typer.Option(min=1, help="Length of the training.")] = 200,
     rank: Annotated[int, typer.Option(min=1, help="Width of the adapters.")] = 8,
+    device: _device = None,
+    precision: _precision = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ):
-    "Teach a model the sounds of a folder."
+    "Teach a model the sounds of a folder; with more --steps a finished run goes on."
     if not sounds.is_dir():
         raise FileNotFoundError(f"no folder {sounds}; pass a folder with sounds")
-    if (out / "model").exists():
-        raise FileExistsError(f"{out / 'model'} exists: this run is finished; "
-                              "remove it to train further, or choose another --out")
     from audiogen_nb.pipeline import AudioGen
-    from audiogen_nb.data.clips import SoundFolder, split_clips
+    from audiogen_nb.train.acceleration import Machine
     from audiogen_nb.train.lora import LoRATraining, fit_lora, merge_lora
+    from audiogen_nb.train.runs import training_clips
     base = AudioGen.from_pretrained(model)
-    train, held_out = split_clips(list(SoundFolder(sounds, base.sample_rate)))
-    fit_lora(base, train, out, LoRATraining(n_steps=steps, rank=rank), held_out, progress=not quiet)
-    print(merge_lora(base, out / "adapter").save_pretrained(out / "model", "float16"))
+    (train,), held_out = training_clips({"folder": str(sounds)}, base.sample_rate)
+    fit_lora(base, train, out, LoRATraining(n_steps=steps, rank=rank), held_out, not quiet,
+             Machine(**_machine(device=device, precision=precision)))
+    print(merge_lora(base, out / "adapter").save_pretrained(out / "model", "float16", exist_ok=True))
 
 # %% ../nbs/engine/cli.ipynb #ee4978c3
 @app.command("evaluate")

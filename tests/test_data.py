@@ -669,7 +669,10 @@ def test_names_of_no_words_and_of_odd_bytes(tmp_path):
 def test_the_package_names_what_most_programs_need():
     import audiogen_nb.data as data
     from audiogen_nb.data import clips
-    assert set(data.__all__) == set(clips.__all__) and data.SoundFolder is SoundFolder
+    machinery = {"SOUND_SUFFIXES", "read_utf8"}                                     # for other readers of tables
+    assert set(data.__all__) == set(clips.__all__) - machinery | {"ClipRef", "SoundSet", "DATASETS", "read_dataset"}
+    assert data.SoundFolder is SoundFolder and {getattr(data, name).__module__ for name in ("ClipRef", "read_dataset")} \
+        == {"audiogen_nb.data.refs", "audiogen_nb.data.datasets"}
 
 
 @pytest.mark.parametrize("text, normal", [

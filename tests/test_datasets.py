@@ -158,6 +158,12 @@ READ = {
     ("clotho", "development"): ("Café in the rain.wav",
                                 ("Rain (development)", "It rains", "Rain, more rain", "A steady rain", "Water falls"),
                                 ("rain", "café", "roof"), "other", "freesound/338297", "firanthir, http://cc/by", 1),
+    ("clotho", "validation"): ("Café in the rain.wav",
+                               ("Rain (validation)", "It rains", "Rain, more rain", "A steady rain", "Water falls"),
+                               ("rain", "café", "roof"), "other", "freesound/338297", "Clotho 2.1 | Café in the rain.wav", 1),
+    ("clotho", "evaluation"): ("Café in the rain.wav",
+                               ("Rain (evaluation)", "It rains", "Rain, more rain", "A steady rain", "Water falls"),
+                               ("rain", "café", "roof"), "other", "freesound/338297", "firanthir", 1),
     ("esc50", "test/2"): ("2-102-A-2.wav", ("crackling fire",), ("crackling_fire",), "crackling fire", "freesound/102",
                           "2-102-A-2.wav | CC BY-NC", 2),
     ("fsd50k", "train"): ("64760", ("bark, dog, domestic animals and pets, animal",),
@@ -352,6 +358,20 @@ def test_a_split_of_clotho_takes_its_own_files(made):
     (root / "clotho_metadata_validation.csv").unlink()
     ref = read("clotho", root, "validation").refs[0]
     assert (ref.labels, ref.group) == ((), "Café in the rain.wav") and "Creative Commons" in ref.source, "metadata are optional"
+
+
+def test_folders_are_known_by_whole_words(made):
+    root = made("clotho")
+    sound(root / "a redevelopment/Café in the rain.wav", 9.0)
+    assert read("clotho", root, "development")[0].seconds == 1
+
+
+def test_a_clip_may_be_called_by_any_of_its_captions(made):
+    root = made("audiocaps")
+    path = next(root.rglob("vfY*"))
+    path = path.rename(path.with_name("5.wav"))
+    [ref] = read("audiocaps", root, "val").refs
+    assert ref.path == path and len(ref.captions) == 5
 
 
 def test_sources_of_wavcaps_keep_apart(made):

@@ -184,8 +184,8 @@ def test_a_nan_stops_with_the_last_good_checkpoint(tmp_path):
     assert [f.name for f in diagnose(read_log(tmp_path / "run"), card=32)] == ["not a number"]
 
 
-def test_ruined_discriminators_never_reach_the_checkpoint(tmp_path, monkeypatch):
-    "Their gradient becomes NaN in step 2, while every loss is still a number"
+def test_a_ruined_gradient_of_the_discriminators_is_left_out(tmp_path, monkeypatch):
+    "Their gradient becomes NaN in step 2, while every loss is still a number: no step is taken, the log says so, the run goes on"
     calls, judge = [], Adversary.judge
 
     def poisoned(self, *pair):
@@ -196,11 +196,29 @@ def test_ruined_discriminators_never_reach_the_checkpoint(tmp_path, monkeypatch)
         return verdict
 
     monkeypatch.setattr(Adversary, "judge", poisoned)
-    config = write(tmp_path, n_steps=9, start_discriminator=0, checkpoint_every=1)
-    with pytest.raises(FloatingPointError, match="gradient_discriminator became NaN .* the checkpoint of step 2 is kept"):
-        fit_codec_from_config(config, tmp_path / "run", False)
+    fit_codec_from_config(write(tmp_path, n_steps=9, start_discriminator=0, checkpoint_every=1), tmp_path / "run", False)
+    log = read_log(tmp_path / "run")
+    assert [row["step"] for row in log if "skipped" in row] == [2] and len(log) == 9
+    assert "gradient_discriminator" not in log[2] and all(math.isfinite(v) for row in log for v in row.values())
     assert all(v.isfinite().all() for v in state(tmp_path / "run")["discriminator"].values())
-    assert fit_codec_from_config(config, tmp_path / "run", False) and len(read_log(tmp_path / "run")) == 9     # calmer, it goes on
+
+
+def test_too_many_ruined_gradients_end_the_run_with_the_last_good_checkpoint(tmp_path, monkeypatch):
+    calls, judge = [], Adversary.judge
+
+    def poisoned(self, *pair):
+        verdict = judge(self, *pair)
+        calls.append(1)
+        if len(calls) > 2:
+            next(self.model.parameters()).grad.fill_(math.nan)
+        return verdict
+
+    monkeypatch.setattr(Adversary, "judge", poisoned)
+    config = write(tmp_path, n_steps=30, start_discriminator=0, checkpoint_every=1)
+    with pytest.raises(FloatingPointError, match="in 10 steps in a row, up to step 11; .* the checkpoint of step 2 is kept"):
+        fit_codec_from_config(config, tmp_path / "run", False)
+    monkeypatch.setattr(Adversary, "judge", judge)
+    assert fit_codec_from_config(config, tmp_path / "run", False) and len(read_log(tmp_path / "run")) == 30     # calmer, it goes on
 
 
 CHANGES = {"learning_rate": 1e-4, "schedule": "constant", "warmup": 0, "warmup_quantizer": 0, "quantizer_dropout": 1.0,
@@ -234,7 +252,7 @@ def test_every_setting_matters(outcome, usual, name, tmp_path):
 
 
 def test_every_setting_is_tested():
-    others = {"freeze_encoder", "checkpoint_every", "sample_every", "adversarial_form"}
+    others = {"freeze_encoder", "checkpoint_every", "keep_checkpoints", "sample_every", "adversarial_form"}
     assert {f.name for f in fields(CodecTraining)} - set(CHANGES) == others
 
 
@@ -302,7 +320,7 @@ def test_the_committed_configurations_are_valid():
     a, b = (read_settings(CodecTraining, c["training"], "training") for c in (first, second))
     assert b.freeze_encoder and b.discriminator and not a.freeze_encoder
     torch.manual_seed(0)
-    assert torch.isfinite(torch.tensor(CodecTrainer(Codec(Codec.preset("tiny")), replace(b, discriminator="tiny")).step(
+    assert torch.isfinite(torch.as_tensor(CodecTrainer(Codec(Codec.preset("tiny")), replace(b, discriminator="tiny")).step(
         0, codec_batch([list(ToyWorld(2, seed=0, duration=0.6))], 2, 8000, torch.Generator().manual_seed(0)))["loss"]))
 
 

@@ -21,7 +21,7 @@ class Balancer:
         if not weights or min(weights.values()) < 0 or not sum(weights.values()):
             raise ValueError(f"weights must be non-negative and not all zero, got {weights}")
         self.weights, self.total_norm, self.decay, self.balance = dict(weights), total_norm, decay, balance
-        self.running: dict[str, list] = {}               # name -> [weighted sum of norms (), sum of the weights]
+        self.running: dict[str, list] = {}        # name -> [weighted sum of norms (), sum of the weights]
 
     def state_dict(self) -> dict[str, list]:
         return {name: list(pair) for name, pair in self.running.items()}
@@ -34,7 +34,7 @@ class Balancer:
         output: torch.Tensor, # (B, 1, T) the reconstruction
         also: torch.Tensor | None = None, # () a loss that does not pass through `output`: added as it is
         factor: torch.Tensor | float = 1.0, # of what is sent on, see `torch.amp.GradScaler`
-    ) -> dict[str, torch.Tensor]: # () "balanced": the effective loss; "ratio_*": shares of the raw gradient norm
+    ) -> dict[str, torch.Tensor]: # "balanced": the effective loss; "ratio_*": shares of the raw gradient norm
         "Mix the losses' gradients on `output` and send them on to what made it"
         unknown = losses.keys() - self.weights.keys()
         if unknown:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 # %% ../../nbs/worlds/datasets.ipynb #ef0899ea
 from ..arguments import whole_number
-from .clips import SOUND_SUFFIXES, SoundFolder, read_text
+from .clips import SOUND_SUFFIXES, SoundFolder, read_utf8
 from .refs import ClipRef, PackedRefs, SoundSet
 from ..files import read_json
 from ..soundfiles import sound_length
@@ -88,14 +88,14 @@ DATASETS |= {
          "testing": "test", "eval": "test", "evaluation": "test"}),
 }
 
-# %% ../../nbs/worlds/datasets.ipynb #c3c9c9a8
+# %% ../../nbs/worlds/datasets.ipynb #ae1bdd7b
 def labels_to_caption(
     labels: Sequence[str], # as a data set writes them, e.g. "Domestic_animals_and_pets"
 ) -> str: # "" for no labels
     "Labels joined as text: lower case, blanks for underscores, commas between them"
     return ", ".join(" ".join(label.replace("_", " ").lower().split()) for label in labels)
 
-# %% ../../nbs/worlds/datasets.ipynb #8a4c1f7a
+# %% ../../nbs/worlds/datasets.ipynb #3e09af20
 def _form(captions: str):
     "How the phrasings of a clip are brought into the form asked for: a function of their tuple"
     if captions == "as_is":
@@ -106,7 +106,7 @@ def _form(captions: str):
     reduced = cache(content_words)                                   # labels repeat
     return lambda texts: tuple(dict.fromkeys(map(reduced, texts)))
 
-# %% ../../nbs/worlds/datasets.ipynb #746c245f
+# %% ../../nbs/worlds/datasets.ipynb #52e31f88
 def _refuse(where: tuple[Path, int | str], fault: str):
     "Every refusal names the file and the place in it"
     path, place = where
@@ -115,7 +115,7 @@ def _refuse(where: tuple[Path, int | str], fault: str):
 def _records(path: Path, columns: Sequence[str], header: bool = True,
              text: str | None = None) -> Iterator[tuple[tuple[Path, int], dict[str, str]]]:
     "((file, line), {column: cell}) of each row of a table; blank lines and remarks at its head are left out"
-    reader = csv.reader(io.StringIO(read_text(path) if text is None else text, newline=""),
+    reader = csv.reader(io.StringIO(read_utf8(path) if text is None else text, newline=""),
                         skipinitialspace=True, strict=True)
     names, line, head = None if header else list(columns), 1, True
     try:
@@ -135,7 +135,7 @@ def _records(path: Path, columns: Sequence[str], header: bool = True,
     except csv.Error as e:
         _refuse((path, line), f"{e}; is a quotation mark left open?")
 
-# %% ../../nbs/worlds/datasets.ipynb #059afd18
+# %% ../../nbs/worlds/datasets.ipynb #455ac996
 def _texts(where, what: str, texts: Iterable) -> tuple[str, ...]:
     "Captions or labels with single blanks, none twice"
     texts = list(texts)
@@ -157,7 +157,7 @@ def _stem(where, name: str) -> str:
     stem, suffix = os.path.splitext(name)
     return unicodedata.normalize("NFC", stem if suffix.lower() in SOUND_SUFFIXES else name)
 
-# %% ../../nbs/worlds/datasets.ipynb #7e60bdc8
+# %% ../../nbs/worlds/datasets.ipynb #059afd18
 class _Shelf:
     "What lies below a folder: tables by name, sounds by stem"
     def __init__(self, root: str | os.PathLike):
@@ -199,7 +199,7 @@ class _Shelf:
                                     f"{len(self.tables)} other tables are; root must hold tables and sounds")
         return self.tables[name]
 
-# %% ../../nbs/worlds/datasets.ipynb #30766f97
+# %% ../../nbs/worlds/datasets.ipynb #eba3350f
 class _Row(NamedTuple):
     "A clip as a table describes it, before its file has been found"
     name: str                        # unique in its split
@@ -227,7 +227,7 @@ def _names(row: _Row) -> Iterator[tuple[str, bool]]:
         yield row.video, False
         yield f"Y{row.video}", False
 
-# %% ../../nbs/worlds/datasets.ipynb #be2818d8
+# %% ../../nbs/worlds/datasets.ipynb #1fd6b2fb
 def _segment(where, video: str, start: str, end: str | None = None, **more) -> _Row:
     "A row for a part of a video, ten seconds unless its end is given"
     if not re.fullmatch(r"[\w-]+", video, re.ASCII):
@@ -260,7 +260,7 @@ def _place(shelf: _Shelf, row: _Row, headers: bool) -> tuple[str, float, float |
         return path, start, end
     return f"no file named {' or '.join(tried[:3])}{' or ...' if len(tried) > 3 else ''}"
 
-# %% ../../nbs/worlds/datasets.ipynb #8e2185a4
+# %% ../../nbs/worlds/datasets.ipynb #3d197bd4
 def _esc50(shelf: _Shelf, split: str) -> Iterator[_Row]:
     "meta/esc50.csv and audio/"
     side, _, fold = split.partition("/")
@@ -271,7 +271,7 @@ def _esc50(shelf: _Shelf, split: str) -> Iterator[_Row]:
             yield _Row(r["filename"], labels=_texts(where, "label", [r["category"]]),
                        stems=(_stem(where, r["filename"]),), group=f"freesound/{r['src_file']}")
 
-# %% ../../nbs/worlds/datasets.ipynb #129ea2ab
+# %% ../../nbs/worlds/datasets.ipynb #13ef4d9a
 def _audiocaps(shelf: _Shelf, split: str) -> Iterator[_Row]:
     "train.csv, val.csv, test.csv, beside a folder of clips"
     columns = ("audiocap_id", "youtube_id", "start_time", "caption")
@@ -289,13 +289,13 @@ def _joined(rows: Iterable[_Row]) -> list[_Row]:
             clips[row.name] = first._replace(**more)
     return list(clips.values())
 
-# %% ../../nbs/worlds/datasets.ipynb #4af5f0b7
+# %% ../../nbs/worlds/datasets.ipynb #8fbb27a4
 def _clotho(shelf: _Shelf, split: str) -> Iterator[_Row]:
     "Captions and metadata of a split, beside its folder"
     about = {}
     if path := shelf.tables.get(f"clotho_metadata_{split}.csv"):
         try:
-            text = read_text(path)
+            text = read_utf8(path)
         except ValueError:
             text = path.read_text(encoding="latin-1")
         about = {r["file_name"]: r for _, r in _records(path, ("file_name", "keywords"), text=text)}
@@ -308,7 +308,7 @@ def _clotho(shelf: _Shelf, split: str) -> Iterator[_Row]:
                    (_stem(where, r["file_name"]),), group=f"freesound/{sound}" if sound.isdigit() else "",
                    credit=", ".join(filter(None, [more.get("manufacturer"), more.get("license")])))
 
-# %% ../../nbs/worlds/datasets.ipynb #638557a0
+# %% ../../nbs/worlds/datasets.ipynb #ba7c10c0
 def _fsd50k(shelf: _Shelf, split: str) -> Iterator[_Row]:
     "Ground truth of the development or the evaluation set"
     side = "eval" if split == "eval" else "dev"
@@ -323,7 +323,7 @@ def _fsd50k(shelf: _Shelf, split: str) -> Iterator[_Row]:
                        group=f"freesound/{r['fname']}",
                        credit=", ".join(str(more[key]) for key in ("uploader", "license") if key in more))
 
-# %% ../../nbs/worlds/datasets.ipynb #eb3f3c02
+# %% ../../nbs/worlds/datasets.ipynb #d7dd34dc
 def _audioset(shelf: _Shelf, split: str) -> Iterator[_Row]:
     "Segments, and the table of labels"
     path = shelf.table("class_labels_indices.csv")
@@ -345,14 +345,14 @@ def _vggsound(shelf: _Shelf, split: str) -> Iterator[_Row]:
         if r["split"] == split:
             yield _segment(where, r["video"], r["start"], labels=_texts(where, "label", [r["label"]]))
 
-# %% ../../nbs/worlds/datasets.ipynb #8f934cc8
+# %% ../../nbs/worlds/datasets.ipynb #e99e9b13
 _SOURCES = {"audioset": "as_final.json", "bbc": "bbc_final.json", "freesound": "fsd_final.json",
             "soundbible": "sb_final.json"}
 
 def _entries(path: Path) -> Iterator[tuple[tuple[Path, str], dict]]:
     "((file, place), entry) of each entry of a list, or of the list called data"
     try:
-        found = json.loads(read_text(path))
+        found = json.loads(read_utf8(path))
     except json.JSONDecodeError as e:
         _refuse((path, e.lineno), f"not valid JSON ({e.msg})")
     except RecursionError:
@@ -365,7 +365,7 @@ def _entries(path: Path) -> Iterator[tuple[tuple[Path, str], dict]]:
             _refuse((path, f"entry {i}"), f"it must be an object, got {str(entry)[:80]}")
         yield (path, f"entry {i}"), entry
 
-# %% ../../nbs/worlds/datasets.ipynb #9c6cf2cd
+# %% ../../nbs/worlds/datasets.ipynb #ba863863
 def _wavcaps(shelf: _Shelf, split: str) -> Iterator[_Row]:
     "The JSON file of a source, or `split`.json"
     if split not in _SOURCES and f"{split}.json" not in shelf.tables:
@@ -383,7 +383,7 @@ def _wavcaps(shelf: _Shelf, split: str) -> Iterator[_Row]:
         group = f"youtube/{stems[0][1:]}" if video else f"{split}/{stems[0]}" if split in _SOURCES else ""
         yield _Row(stems[0], _texts(where, "caption", texts), stems=stems, group=group)
 
-# %% ../../nbs/worlds/datasets.ipynb #df1972da
+# %% ../../nbs/worlds/datasets.ipynb #e19be7a5
 def _split_folder(root: Path, split: str) -> Path:
     "The folder of a split, by any word for it; for train the whole, where there are no such folders"
     aliases = DATASETS["audiofolder"].aliases
@@ -397,7 +397,7 @@ def _split_folder(root: Path, split: str) -> Path:
     there = f"are {', '.join(p.name for p in places.values())}" if places else "is no split, so all is train"
     raise FileNotFoundError(f"no folder for {split} below {root}; there {there}")
 
-# %% ../../nbs/worlds/datasets.ipynb #b0e41b3e
+# %% ../../nbs/worlds/datasets.ipynb #bedec22d
 def _audiofolder(root: Path, split: str, sample_rate: int) -> tuple[list[ClipRef], dict[str, str]]:
     "The references of a split, and what its tables name and nobody can read"
     place = _split_folder(root, split)
@@ -416,7 +416,7 @@ def _audiofolder(root: Path, split: str, sample_rate: int) -> tuple[list[ClipRef
                if inside(path, place) and not why.startswith("not in ")}
     return refs, missing
 
-# %% ../../nbs/worlds/datasets.ipynb #06ec9326
+# %% ../../nbs/worlds/datasets.ipynb #d124a058
 _READERS = {"audiocaps": _audiocaps, "clotho": _clotho, "esc50": _esc50, "fsd50k": _fsd50k,
             "audioset": _audioset, "vggsound": _vggsound, "wavcaps": _wavcaps}
 
@@ -451,7 +451,7 @@ def _tell(what: str, shelf: _Shelf, n_found: int, missing: dict[str, str]) -> No
     warnings.warn(f"{what}: {len(missing)} of {n_found + len(missing)} clips are missing: "
                   f"{', '.join(some)}{more}", stacklevel=3)
 
-# %% ../../nbs/worlds/datasets.ipynb #749caa3c
+# %% ../../nbs/worlds/datasets.ipynb #6a9d7054
 def _known(name: str, split: str) -> tuple[str, str]:
     "The key of a data set and the split as its makers name it"
     key = re.sub(r"[\W_]", "", name.lower()) if isinstance(name, str) else None
@@ -466,7 +466,7 @@ def _known(name: str, split: str) -> tuple[str, str]:
     raise ValueError(f"split of {facts.title} must be one of {', '.join(facts.splits)}{others}; "
                      f"got {split!r}")
 
-# %% ../../nbs/worlds/datasets.ipynb #dff4bac2
+# %% ../../nbs/worlds/datasets.ipynb #7b7d18c4
 def read_dataset(
     name: str, # a key of `DATASETS`; capitals and hyphens do not matter
     root: str | os.PathLike, # folder that holds its tables and sounds, in any arrangement of folders

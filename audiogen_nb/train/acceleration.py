@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..arguments import whole_number
-from ..engine.processes import processes
+from ..engine.processes import processes, world_size
 from ..engine.surroundings import check_device
 from ..text.encoders import optional_import
 
@@ -74,11 +74,14 @@ def accelerated(
     "Context: the device, the processes and the trackers of one training"
     accelerate = optional_import("accelerate", "training")
     names = [name.strip() for name in machine.log_with.split(",") if name.strip()]
+    on_cpu = machine.device == "cpu" or machine.device == "auto" and not torch.accelerator.is_available()
     with processes(), _own_state():
         accelerator = accelerate.Accelerator(
-            mixed_precision=PRECISIONS[machine.precision], cpu=machine.device == "cpu",
+            mixed_precision=PRECISIONS[machine.precision], cpu=on_cpu,
             log_with=_trackers(names), project_dir=folder,
             kwargs_handlers=[accelerate.DistributedDataParallelKwargs(gradient_as_bucket_view=True)])
+        if accelerator.num_processes != world_size():
+            raise RuntimeError(f"accelerate sees {accelerator.num_processes} of {world_size()} processes")
         try:
             yield accelerator
         finally:
@@ -105,7 +108,7 @@ def tracking(
 ) -> Callable[[dict, int], None] | None: # gets figures and the number of their step
     "What tells the trackers of a machine; they open with the first step that is told"
     def track(figures, step):
-        if not accelerator.trackers:                   # what a tracker has of this step and later ones is dropped
+        if not accelerator.trackers:               # what a tracker has of this step and later ones is dropped
             accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": step}})
         accelerator.log(figures, step)
     return track if machine.log_with else None
@@ -133,7 +136,7 @@ def wrapped(
     module: nn.Module, # its forward is called for the loss; changed in place
     machine: Machine = Machine(),
 ) -> nn.Module: # to be called instead of it
-    "A module as this machine trains it: on the device, in the precision, with gradients averaged as they come"
+    "A module as a machine trains it: on its device, in its precision, with gradients averaged as they come"
     if machine.compile:
         module.compile()
     alone = accelerator.num_processes == 1 or machine.shard          # fully_shard averages by itself
@@ -236,7 +239,7 @@ def update(
     parameters: list[nn.Parameter], # whose gradients are clipped together
     clip: float, # largest norm
     learning_rate: float,
-) -> tuple[torch.Tensor, torch.Tensor]: # the gradient's norm () before clipping, and 1.0 () if no step was done
+) -> tuple[torch.Tensor, torch.Tensor]: # () the gradient's norm before clipping; () 1.0 if no step was done
     "Clip the gradients and step; a gradient that is not finite changes nothing"
     norm = whole(accelerator.clip_grad_norm_(parameters, clip))
     bad = (~norm.isfinite()).float()

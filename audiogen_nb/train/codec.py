@@ -172,7 +172,8 @@ class CodecTrainer:
         parts |= {"balancer": self.balancer} if self.settings.balance else {}
         parts |= {"scaler": self.accelerator.scaler} if self.accelerator.scaler else {}
         if self.adversary:
-            parts |= {"discriminator": self.discriminators, "discriminator_optimizer": self.adversary.optimizer}
+            parts |= {"discriminator": self.discriminators,
+                      "discriminator_optimizer": self.adversary.optimizer}
         return parts
 
     def step(self,
@@ -287,8 +288,8 @@ class _Batches:
         "The batch of step n (B, 1, T); steps follow each other"
         if self.steps is None:                                     # where the run begins or goes on
             s, crops = self.s, self.make(self.s.seed)
-            self.steps = iter(crops_loader(crops, s.batch_size, n, s.n_steps, self.machine.workers, rank=rank(),
-                                           world_size=world_size()))
+            self.steps = iter(crops_loader(crops, s.batch_size, n, s.n_steps, self.machine.workers,
+                                           rank=rank(), world_size=world_size()))
         return next(self.steps)[0].to(self.device, non_blocking=True)
 
     def first(self, n_batches=8):
@@ -373,8 +374,8 @@ def _check_run(codec, groups, s, machine):
             raise ValueError(f"the clips are read at {clips.sample_rate} Hz, the codec works at "
                              f"{codec.sample_rate} Hz; read them at its rate")
     if machine.shard or machine.recompute or machine.accumulate > 1:
-        raise ValueError("shard, recompute and accumulate are for language models; a codec is small: set them "
-                         "to false, false and 1")
+        raise ValueError("shard, recompute and accumulate are for language models; a codec is small: "
+                         "set them to false, false and 1")
 
 # %% ../../nbs/engine/codec_training.ipynb #cc64da85
 @locks_folder

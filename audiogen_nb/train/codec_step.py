@@ -41,7 +41,7 @@ def reconstruction_losses(
     audio: torch.Tensor, # (B, 1, T)
     rebuilt: torch.Tensor, # (B, 1, T)
     mel_loss: MelLoss,
-    level: torch.Tensor | None = None, # () mean of |audio| that the time loss is relative to; None: of this batch
+    level: torch.Tensor | None = None, # () what the time loss is relative to; None: the batch's mean |audio|
 ) -> dict[str, torch.Tensor]: # "time" (1 is silence) and "mel", each ()
     "What the codec is to make small"
     level = (audio.abs().mean() if level is None else level).clamp(min=1e-4)           # a batch may be silent

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 
 from ..arguments import real_number, whole_number
 from ..codec.vq import Codec
+from ..data.datasets import DATASETS
 from ..data.recordings import PACKAGES, read_recordings, recording_credits
 from ..data.stream import CaptionedCrops, crops_loader
 from ..engine.processes import processes, rank, world_size
@@ -37,7 +38,8 @@ from .acceleration import (
     Machine, WholeState, accelerated, recomputed, shard, tracking, update, whole, wrapped)
 from .lm_step import blur_text, lm_loss
 from .loop import SCHEDULES, load_checkpoint, locks_folder, run_steps, update_average
-from .parts import check_disk, check_fit, check_room, open_codec, open_text_encoder, read_shape
+from .parts import (
+    check_disk, check_fit, check_room, codec_origin, open_codec, open_text_encoder, read_shape)
 from .runs import read_config, read_recipe, read_settings, record_recipe
 from .shards import OnlineTokens
 from .tokens import cached_tokens, check_captions, drawn_crops, drawn_sets
@@ -93,7 +95,8 @@ class DrawnItems(Dataset):
         self.tokens, self.seed = tokens, seed
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, list[str]]: # codes (K, F), captions
-        return self.tokens[torch.randint(len(self.tokens), (1,), generator=step_generator(self.seed, i)).item()]
+        g = step_generator(self.seed, i)
+        return self.tokens[torch.randint(len(self.tokens), (1,), generator=g).item()]
 
 # %% ../../nbs/engine/lm_training.ipynb #1bed1fec
 def lm_texts(
@@ -103,14 +106,15 @@ def lm_texts(
     s: LMTraining,
 ) -> tuple[torch.Tensor, torch.Tensor]: # states (B, L, E), mask (B, L)
     "One phrasing of each caption, encoded; some left out, some words hidden"
-    generators = [step_generator(s.seed ^ 0x7E87, first + j) for j in range(len(captions))]  # not the items' own
+    own = s.seed ^ 0x7E87                              # draws of their own, not those that chose the items
+    generators = [step_generator(own, first + j) for j in range(len(captions))]
     texts = [phrasings[torch.randint(len(phrasings), (1,), generator=g).item()]
              for phrasings, g in zip(captions, generators)]
     texts = [drop_text([text], s.drop_text, g)[0] for text, g in zip(texts, generators)]
     states, mask = text_encoder(texts)
     if s.hide_words or s.text_noise:
         for j, g in enumerate(generators):
-            n = int(mask[j].sum())                     # an item's draws do not depend on its neighbours' length
+            n = int(mask[j].sum())                     # so that an item's draws do not depend on the others
             if n:
                 states[j, :n], mask[j, :n] = (part[0] for part in blur_text(
                     states[j : j + 1, :n], mask[j : j + 1, :n], s.hide_words, s.text_noise, g))
@@ -275,8 +279,8 @@ def _check_parts(lm, s, machine, codec):
         raise ValueError(f"a batch of {s.batch_size} cannot be worked through in {shares} equal parts "
                          "(processes times accumulate); pass a multiple as batch_size")
     if codec and (codec.n_q, codec.card) != (lm.config.n_q, lm.config.card):
-        raise ValueError(f"the codec writes {codec.n_q} streams of {codec.card} codes, the language model reads "
-                         f"{lm.config.n_q} of {lm.config.card}; choose parts that fit")
+        raise ValueError(f"the codec writes {codec.n_q} streams of {codec.card} codes, the language model "
+                         f"reads {lm.config.n_q} of {lm.config.card}; choose parts that fit")
 
 def _optimizer(lm, s, fused):
     "What is trained, and AdamW that lets matrices decay but not norms and biases"
@@ -321,11 +325,12 @@ def read_plan(
     generation = read_settings(Generation, config["generation"], "generation")
     machine = read_settings(Machine, {**config.pop("machine", {}), **(machine or {})}, "machine")
     if settings.keep_start and start_from is None:
-        raise ValueError("keep_start goes back to the weights of another run: pass start_from (--start-from), "
-                         "its folder")
+        raise ValueError("keep_start goes back to the weights of another run: "
+                         "pass start_from (--start-from), its folder")
     source = codec_run or config.get("codec")
     if source is None:
-        raise ValueError(f"{config_path} names no codec: pass codec_run (--codec-run), or add a section codec")
+        raise ValueError(f"{config_path} names no codec: pass codec_run (--codec-run), "
+                         "or add a section codec")
     lm_config, codec = read_shape(config["lm"], AudioLM, "lm"), open_codec(source)
     text_encoder = open_text_encoder(config.get("text", "pocket"))
     drawing = drawn_sets(config["data"], config["tokens"], codec.sample_rate)
@@ -344,7 +349,7 @@ MORE_SECTIONS = {"codec", "text", "machine"}                          # that it 
 @leaves_no_trace()
 def fit_lm_from_config(
     config_path: str | os.PathLike, # JSON with the `SECTIONS`
-    codec_run: str | os.PathLike | None, # folder of a finished `fit-codec`; None: the section `codec` names one
+    codec_run: str | os.PathLike | None, # folder of a finished `fit-codec`; None: see the section `codec`
     folder: str | os.PathLike, # of this run; call again to resume. The model is saved in its model/
     progress: bool = True,
     start_from: str | os.PathLike | None = None, # folder of a run, on the same codes, to begin with
@@ -363,8 +368,9 @@ def fit_lm_from_config(
         made = {name: some.made_from for name, some in (("train", tokens), ("held_out", held_out))}
         record_recipe(folder, plan.config, start_from, made, fixed=("lm", "text"))
         model = AudioGen(codec, lm, plan.text_encoder, plan.generation)
-        fit_lm(lm, tokens, plan.text_encoder, s, folder, held_out, lambda n: _samples(model, folder, n), progress,
-               plan.machine, codec if plan.online else None)
+        sample = lambda n: _samples(model, folder, n)
+        fit_lm(lm, tokens, plan.text_encoder, s, folder, held_out, sample, progress, plan.machine,
+               codec if plan.online else None)
         if start_from is not None:
             _keep_start(lm, start_from, s.keep_start)
         if rank() == 0:
@@ -394,10 +400,13 @@ def _tokens(plan, folder, progress):
 
 def _save(model, folder, codec_source):
     "The whole model in the folder of its run, with a card that follows from the recipes"
-    codec_recipe = read_recipe(codec_source) if (Path(codec_source) / "recipe.json").is_file() else []
-    heard = what_was_heard(codec_recipe + read_recipe(folder), model.codec.sample_rate)
-    origin = _without_paths(codec_recipe) if codec_recipe else {"source": Path(codec_source).name}
-    model.provenance = {"codec": origin, "licence": heard.licence,
+    made = codec_origin(codec_source)
+    heard = what_was_heard((made if isinstance(made, list) else []) + read_recipe(folder),
+                           model.codec.sample_rate)
+    licence = heard.licence
+    if isinstance(made, dict):
+        licence += f"; of its codec ({made['source']}): {made['licence']}"
+    model.provenance = {"codec": _without_paths(made) if isinstance(made, list) else made, "licence": licence,
                         "language_model": _without_paths(read_recipe(folder))}
     model.provenance["card"] = model_card(model, heard.credits, folder.resolve().name, heard.about)
     model.save_pretrained(folder / "model", "int8", exist_ok=True)
@@ -405,8 +414,9 @@ def _save(model, folder, codec_source):
 def _samples(model, folder, step):
     "Write two sounds of a model in training"
     model.to(model.lm.heads.weight.device)
+    seconds = min(4.0, model.generation.max_duration)
     for i, text in enumerate(("a dog barks", "rain")):
-        audio = set_level(model.generate(text, seed=0, duration=min(4.0, model.generation.max_duration))[0], -20.0)
+        audio = set_level(model.generate(text, seed=0, duration=seconds)[0], -20.0)
         save_audio(Path(folder) / f"sample_{i}_step{step:06}.wav", audio, model.sample_rate, overwrite=True)
 
 # %% ../../nbs/engine/lm_training.ipynb #17db1963
@@ -417,9 +427,17 @@ def model_card(
     about: str = "", # Markdown, what it was trained on
 ) -> str:
     "The card of a model that was trained here"
-    words = "- Words: a static table distilled from all-MiniLM-L6-v2 (Apache-2.0)"
+    words = f"- Words: {_words_of(model.text_encoder)}"
     return make_card(model.parts, title, f"Trained from scratch with audiogen_nb. {about}".strip(),
                      f"## Whom it owes\n\n{credits + chr(10) if credits else ''}{words}")
+
+# %% ../../nbs/engine/lm_training.ipynb #8e7b3110
+def _words_of(text_encoder):
+    "What a text encoder is, for a card"
+    if text_encoder.slow:
+        name = getattr(text_encoder, "name", None) or "given as a folder"
+        return f"the text encoder {name}, frozen; its licence is its makers'"
+    return "a static table distilled from all-MiniLM-L6-v2 (Apache-2.0)"
 
 # %% ../../nbs/engine/lm_training.ipynb #d37ffaeb
 class Heard(NamedTuple):
@@ -428,43 +446,57 @@ class Heard(NamedTuple):
     licence: str  # that of its sounds; "not stated; ..." where nobody said
     credits: str  # Markdown, who made the recordings
 
+# %% ../../nbs/engine/lm_training.ipynb #100f895f
 def what_was_heard(
     recipe: list[dict], # of all runs that made a model, with their `data` sections
     sample_rate: int, # Hz
 ) -> Heard:
     "The data, licence and makers that follow from the recipes of a model"
-    clips, own, toy, gone = {}, set(), False, False
+    clips, own, sets, toy, gone = {}, set(), {}, False, False
     for data in (stage["data"] for stage in recipe if "data" in stage):
-        if data.get("recordings", "folder" not in data):
+        if data.get("recordings", not {"folder", "sets"} & data.keys()):
             try:
                 clips |= {c.source: c for c in read_recordings(data.get("recordings_folder"), sample_rate)}
             except FileNotFoundError:                         # an earlier run had them
                 gone = True
         if data.get("folder"):
             own.add(Path(data["folder"]).name)
+        sets |= {DATASETS[some["name"]].title: DATASETS[some["name"]] for some in data.get("sets", [])}
         toy |= bool(data.get("toy", 0))
     credits = recording_credits(list(clips.values()))
     if gone:
         others = {name: p.licence for name, p in PACKAGES.items() if name not in credits}
         credits += "".join(f"\n- Debian package `{name}`: {licence}" for name, licence in others.items())
-    terms = dict.fromkeys(re.findall(r"`: (.*)", credits))      # a line of a package: its name, its licence
-    terms = ", ".join(dict.fromkeys(
-        re.findall(r"CC BY(?:-SA)? [\d.]+|GPL-\d\+?|CC0 1\.0|MIT", " ".join(terms))))
     told = [f"recordings from Debian packages ({len(clips) or 'how many is not known'})"] * bool(credits)
     told += [f"sounds of its maker's own (the folder {', '.join(f'`{name}`' for name in sorted(own))})"
              ] * bool(own)
+    told += [f"the data set {title}" for title in sets]
     told += ["sounds that the library computes (the toy world)"] * toy
+    credits += "".join(f"\n- {title} ({facts.home}): {facts.licence}" for title, facts in sets.items())
     about = f"It heard {' and '.join(told)}, and knows no other kinds of sound."
+    return Heard(about, _licence_of(credits, own, sets), credits.strip())
+
+# %% ../../nbs/engine/lm_training.ipynb #f3ddcaee
+def _licence_of(credits, own, sets):
+    "What the licences of all that was heard come to, in a line"
+    lines = re.findall(r"`: (.*)", credits)                    # a line of a package: its name, its licence
+    found = re.findall(r"CC BY(?:-SA)? [\d.]+|GPL-\d\+?|CC0 1\.0|MIT", " ".join(lines))
+    terms = ", ".join(dict.fromkeys(found))
+    terms = "; ".join([terms] * bool(terms) + [f"{title}: {facts.licence}" for title, facts in sets.items()])
     if own:
         licence = "not stated; it follows from your sounds"
-        licence += f", and from the recordings: {terms}; see README.md" if terms else ""
-    else:
-        licence = (f"{terms}; see README.md" if terms
-                   else "not stated; all its sounds were computed by the library")
-    return Heard(about, licence, credits.strip())
+        return licence + (f", and from the other sounds: {terms}; see README.md" if terms else "")
+    return f"{terms}; see README.md" if terms else "not stated; all its sounds were computed by the library"
 
 # %% ../../nbs/engine/lm_training.ipynb #11e1a05e
 def _without_paths(recipe):
     "A recipe to be published: of folders only their names"
-    short = lambda data: {k: Path(v).name if k.endswith("folder") and v else v for k, v in data.items()}
-    return [{k: short(v) if k == "data" else v for k, v in stage.items()} for stage in recipe]
+    def short(key, value):
+        if isinstance(value, dict):
+            return {k: short(k, v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [short(key, v) for v in value]
+        path = key in ("folder", "recordings_folder", "root") or key in ("codec", "text", "name") and (
+            isinstance(value, str) and Path(value).exists())
+        return Path(value).name if path and value else value
+    return [short("", stage) for stage in recipe]

@@ -324,17 +324,13 @@ def run_steps(
     most_skipped: int = 10, # so many steps in a row may be left out
 ) -> list[dict[str, float]]: # the whole log, one dictionary a step
     "Run (or resume) a training, with checkpoints, a log and samples"
-    if min(checkpoint_every, sample_every, log_every) < 1:
-        raise ValueError("checkpoint_every, sample_every and log_every must be at least 1 step, "
-                         f"got {checkpoint_every}, {sample_every} and {log_every}")
-    folder, writes = Path(folder), rank() == 0
-    checkpoint = folder / "checkpoint.pt"
-    saved = load_checkpoint(checkpoint, parts) if checkpoint.exists() else 0
-    log = [row for row in read_log(folder) if row["step"] < saved]
+    _check_intervals(checkpoint_every, sample_every, log_every)
+    folder, checkpoint, writes = Path(folder), Path(folder) / "checkpoint.pt", rank() == 0
+    saved = n = load_checkpoint(checkpoint, parts) if checkpoint.exists() else 0
+    log, waiting = [row for row in read_log(folder) if row["step"] < saved], []
     if writes:
         folder.mkdir(parents=True, exist_ok=True), _sweep(folder)
     reports = Reports(folder, log, n_steps, saved, progress, track) if writes else None
-    n, waiting = saved, []
     try:
         for n in range(saved, n_steps):
             waiting.append({"step": n, **step(n)})
@@ -356,16 +352,27 @@ def run_steps(
                 sample(n + 1)
         return log
     except (KeyboardInterrupt, FloatingPointError, OSError) as e:
-        kept = (f"the checkpoint of step {saved} is kept in {folder}: call again to go on from there"
-                if saved else f"no checkpoint was due yet in {folder}")
-        if isinstance(e, KeyboardInterrupt):
-            tqdm.write(f"stopped in step {n}; {kept}", file=sys.stderr)
-            raise
-        raise type(e)(f"{e}; {kept}") from e
+        _tell_what_is_kept(e, n, saved, folder)
+        raise
     finally:
         with suppress(OSError):                        # a disk too full for the log's last line: said above
             if writes:
                 reports.close()
+
+# %% ../../nbs/engine/training_loop.ipynb #75ce693a
+def _check_intervals(checkpoint_every, sample_every, log_every):
+    "Refuse what happens less than once"
+    if min(checkpoint_every, sample_every, log_every) < 1:
+        raise ValueError("checkpoint_every, sample_every and log_every must be at least 1 step, "
+                         f"got {checkpoint_every}, {sample_every} and {log_every}")
+
+def _tell_what_is_kept(error, step, saved, folder):
+    "A run that stops says where it will go on: at Ctrl-C on a line, else in the error"
+    kept = (f"the checkpoint of step {saved} is kept in {folder}: call again to go on from there"
+            if saved else f"no checkpoint was due yet in {folder}")
+    if not isinstance(error, KeyboardInterrupt):
+        raise type(error)(f"{error}; {kept}") from error
+    tqdm.write(f"stopped in step {step}; {kept}", file=sys.stderr)
 
 # %% ../../nbs/engine/training_loop.ipynb #5e1b12cb
 def _sweep(folder):
@@ -400,8 +407,8 @@ def _check_rows(rows, log, most_skipped):
                 f"{', '.join(bad)} became NaN or infinite in step {row['step']}; lower the learning rate"
             )
     if len(log) >= most_skipped and all("skipped" in row for row in log[-most_skipped:]):
-        raise FloatingPointError(f"the gradient became NaN or infinite in {most_skipped} steps in a row, up to "
-                                 f"step {log[-1]['step']}; lower the learning rate")
+        raise FloatingPointError(f"the gradient became NaN or infinite in {most_skipped} steps in a row, "
+                                 f"up to step {log[-1]['step']}; lower the learning rate")
 
 # %% ../../nbs/engine/training_loop.ipynb #cbaac2c6
 def _is_best(log, best):

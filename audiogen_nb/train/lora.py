@@ -24,6 +24,7 @@ from ..engine.trust import inside, stored_tensors
 from ..files import new_folder, read_json
 from ..hub import derived_card
 from ..sampling.request import fold_seed
+from .acceleration import Machine
 from .lm import LMTraining, fit_lm
 from .loop import locks_folder
 from .runs import read_recipe, record_recipe
@@ -41,7 +42,6 @@ class LoRATraining(LMTraining):
     weight_decay: float = 0.0
     hide_words: float = 0.0
     text_noise: float = 0.1
-    bfloat16: bool = False
     checkpoint_every: int = 50         # steps
     rank: int = 8                      # r, width of the thin matrices
     alpha: float = 16.0                # the product is scaled by alpha / rank
@@ -90,39 +90,43 @@ def _float32(model):
 @locks_folder
 def fit_lora(
     model: AudioGen, # to start from; as it was when this returns
-    clips: Sequence[Clip], # your own sounds with captions, e.g. a `SoundFolder`
+    clips: Sequence[Clip], # your own sounds with captions: a list, a `SoundFolder`, a `SoundSet`
     folder: str | os.PathLike, # of the run; call again to resume. The adapters end up in its `adapter`
     settings: LoRATraining = LoRATraining(),
     held_out: Sequence[Clip] = (), # their loss is logged every `sample_every` steps
     progress: bool = True,
+    machine: Machine = Machine(),
 ) -> list[dict[str, float]]: # the log
     "Teach a model the sounds of a few clips by training adapters on its language model"
-    folder, codec, clips, held_out = Path(folder), model.codec, list(clips), list(held_out)
-    if not clips:
+    folder, codec = Path(folder), model.codec
+    if not len(clips):
         raise ValueError("clips is empty; pass the sounds to learn from, e.g. SoundFolder('my_sounds')")
     optional_import("peft", "fine-tuning with adapters"), _float32(model)      # refused before the encoding
-    for clip in (*clips, *held_out):
-        if clip.sample_rate != codec.sample_rate:
-            raise ValueError(
-                f"the clip {clip.source!r} is at {clip.sample_rate} Hz, "
-                f"the model works at {codec.sample_rate} Hz; "
-                f"read the sounds with sample_rate={codec.sample_rate}"
-            )
-    check_captions([*clips, *held_out], model.text_encoder)
+    for some in (clips, held_out):
+        _check_rate(some, codec.sample_rate), check_captions(some, model.text_encoder)
     chosen = {"tokens": (clips, settings.n_items, settings.seed),
               "held_out": (held_out, len(held_out), settings.seed + 1)}
-    caches = {
+    tokens = {
         name: cached_tokens(folder / name, codec, [(1.0, some)], n, model.generation.max_duration, 0.0, seed,
                             progress)
-        for name, (some, n, seed) in chosen.items() if some
+        for name, (some, n, seed) in chosen.items() if len(some)
     }
     record_recipe(folder, {"lora": asdict(settings)},
-                  made_from={name: c.made_from for name, c in caches.items()})
+                  made_from={name: some.made_from for name, some in tokens.items()})
     with adapters(model, settings) as adapted:
-        log = fit_lm(model.lm, caches["tokens"], model.text_encoder, settings, folder, caches.get("held_out"),
-                     progress=progress)
+        log = fit_lm(model.lm, tokens["tokens"], model.text_encoder, settings, folder, tokens.get("held_out"),
+                     progress=progress, machine=machine)
         _save(adapted, folder / "adapter")
     return log
+
+# %% ../../nbs/labs/own_sounds.ipynb #ed4c729b
+def _check_rate(clips, sample_rate):
+    "Refuse clips of another rate than the model's; of those on disk only the set is asked"
+    for clip in [clips] if hasattr(clips, "sample_rate") else clips:
+        if clip.sample_rate != sample_rate:
+            name = f"the clip {clip.source!r}" if isinstance(clip, Clip) else "the set of clips"
+            raise ValueError(f"{name} is at {clip.sample_rate} Hz, the model works at {sample_rate} Hz; "
+                             f"read the sounds with sample_rate={sample_rate}")
 
 # %% ../../nbs/labs/own_sounds.ipynb #f8664801
 def _save(adapted, folder):
