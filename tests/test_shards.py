@@ -184,6 +184,12 @@ def test_an_error_in_an_item_frees_its_shard(codec, one, tmp_path):
     assert files(tmp_path / "t") == files(one)
 
 
+def test_items_of_two_lengths_are_refused_though_each_shard_has_one(codec, tmp_path):
+    data = [(torch.zeros(1, 1600 if i < 8 else 800), ["silence"]) for i in range(N)]
+    with pytest.raises(ValueError, match=r"one shape \(K, F\), got \[\(2, 5\), \(2, 10\)\]"):
+        write(tmp_path, codec, data)
+
+
 # Another making
 
 def test_tokens_of_another_making_are_refused_or_replaced_with_one_line(codec, one, own, capsys):
@@ -208,6 +214,18 @@ def test_two_kinds_of_tokens_in_one_folder_are_noticed(codec, one, own, tmp_path
     shutil.copy(shard(tmp_path / "other", 2), own)
     with pytest.raises(ValueError, match="another process is writing other tokens into this folder .data."):
         shards._write_index(own, wanted, shards._notes(wanted), codec)
+
+
+def test_a_codec_that_was_saved_and_loaded_makes_the_same_tokens(tmp_path):
+    from audiogen_nb import AudioGen
+    from audiogen_nb.train.shards import weights_fingerprint
+    names = set()
+    for seed in range(2):                                               # what is not saved is drawn
+        torch.manual_seed(seed)
+        codec = AudioGen.from_pretrained("pocket").codec
+        names.add(weights_fingerprint(codec))
+    codec.quantizer.codebooks[0].entries[0] += 1
+    assert len(names) == 1 and weights_fingerprint(codec) not in names
 
 
 # Damage
@@ -238,7 +256,7 @@ DAMAGE = {
     "another set's": (lambda f: write_shard(shard(f, 3), ShardFile(shard(f, 3)).whole(), {"first": 12}), "shard-00003"),
     "header": (lambda f: flipped(shard(f, 3), 3), r"shard-00003\S+ is damaged"),
     "a way out": (lambda f: edit_index(f, shards=rows(f, file="../x")), "index.json is damaged"),
-    "fewer": (lambda f: edit_index(f, n_items=12), "index.json is damaged"), "none": (lambda f: edit_index(f, shard_size=0), "at least 1"),
+    "fewer": (lambda f: edit_index(f, n_items=12), "index.json is damaged"), "none": (lambda f: edit_index(f, shard_size=0), "shard_size must be"),
     "text": (lambda f: edit_index(f, n_items="22"), "whole number"), "more": (lambda f: edit_index(f, n_items=10 ** 14), "index.json is damaged"),
     "streams": (lambda f: edit_index(f, n_q=3), "is damaged"), "card": (lambda f: edit_index(f, card=2), "must lie in 0..1"),
     "another hash": (lambda f: edit_index(f, shards=rows(f, sha256="0" * 64)), "shard-00003"),
@@ -354,6 +372,7 @@ def test_reading_takes_no_more_memory_for_a_larger_set(tmp_path, monkeypatch):
         write(tmp_path / name, Any(1024), [(torch.zeros(1, 1), ["a sound"])] * n, n, shard_size=1000, batch_size=1000)
     assert sum(path.stat().st_size for path in (tmp_path / "large").iterdir()) > 200e6
     done = subprocess.run([sys.executable, "-c", READER, tmp_path / "small", tmp_path / "large"], capture_output=True, text=True, timeout=120)
+    assert not done.returncode, done.stderr
     (small, first), (large, second) = [map(float, line.split()) for line in done.stdout.splitlines()]
     assert small < 25 and large < 25, f"{done.stdout}: a shard of 4 MB is looked at once, nothing else stays"
     assert second - first < 100, f"{done.stdout}: at most 16 shards of 4 MB are mapped"

@@ -89,7 +89,7 @@ class ShardFile:
         "All tensors, if they are what was written"
         try:
             tensors = {name: torch.from_numpy(self.file.get_tensor(name)) for name in self.parts}
-        except (SafetensorError, TypeError, ValueError) as e:                 # a type that NumPy does not know
+        except (SafetensorError, TypeError, ValueError) as e:       # a type that NumPy does not know
             raise self.damaged(str(e)) from e
         if _digest(tensors) != self.digest:
             raise self.damaged("its contents are not those that were written")

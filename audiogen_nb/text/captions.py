@@ -64,7 +64,7 @@ class _Known:
         self.folder, self.width, self.shards, self.checked = folder, width, None, set()
         self.look()
 
-    def look(self):
+    def look(self) -> None:
         "Take up shards that have appeared since, or were written again; damaged ones count as missing"
         found = {file_stamp(path) for path in self.folder.glob("captions-*.safetensors")}
         if self.shards is not None and found == self.shards.keys():
@@ -139,9 +139,7 @@ class CaptionShards(TextEncoder):
         pieces = {f"captions-{_name(piece)}": piece for piece in pieces}
         missing = lambda name: [text for text in pieces[name] if text not in self]
         with tqdm(total=len(texts), disable=not progress, desc="captions") as bar:
-            def done(name):
-                self.known.look()
-                return not missing(name)
+            def done(name): self.known.look(); return not missing(name)
             def work(name):
                 bar.update(len(pieces[name]) - len(missing(name)))
                 read.extend(self._write(missing(name), bar))

@@ -82,9 +82,11 @@ def encode_items(
 def weights_fingerprint(
     module: nn.Module, # e.g. a codec
 ) -> str:
-    "A hash of a module's kind, configuration and state"
+    "A hash of a module's kind, configuration and state; not of what codebooks need for learning only"
     digest = hashlib.sha256(repr((type(module).__name__, getattr(module, "config", None))).encode())
-    digest_tensors(digest, module.state_dict().items())
+    learning = (".count", ".total")                     # running averages; a saved codec comes without them
+    state = module.state_dict().items()
+    digest_tensors(digest, ((name, value) for name, value in state if not name.endswith(learning)))
     return digest.hexdigest()[:16]
 
 # %% ../../nbs/engine/shards.ipynb #e4934bac
@@ -186,16 +188,21 @@ def write_token_shards(
 # %% ../../nbs/engine/shards.ipynb #69edc492
 def _write_index(folder, wanted, notes, codec):
     "Summarise the shards in `index.json`; refuse when another process has put others among them"
-    rows, frames = [], None
+    rows, shapes = [], set()
     for name, note in notes.items():
         shard = ShardFile(folder / name)
         if shard.about != note:
             raise ValueError(f"{folder}: another process is writing other tokens into this folder "
                              f"({', '.join(_changes(shard.about, note))}); give it a folder of its own")
-        items, _, frames = shard.layout()["codes"][1:]
+        items, *shape = shard.layout()["codes"][1:]
         size = file_stamp(folder / name)[1]
         rows.append({"file": name, "items": items, "bytes": size, "sha256": shard.digest})
-    index = {**wanted, "n_q": codec.n_q, "n_frames": frames, "card": codec.card,
+        shapes.add(tuple(shape))
+    if len(shapes) > 1:
+        raise ValueError(f"the items must be of one shape (K, F), got {sorted(shapes)}; "
+                         "cut or fill the sounds")
+    (n_q, n_frames), = shapes
+    index = {**wanted, "n_q": n_q, "n_frames": n_frames, "card": codec.card,
              "sample_rate": codec.sample_rate, "frame_rate": codec.frame_rate, "shards": rows}
     for path in folder.glob("shard-*-of-*.safetensors"):
         if path.name not in notes:
@@ -228,7 +235,7 @@ class TokenShards(Dataset):
     def shard(self, j: int) -> tuple[torch.Tensor, list[list[str]]]: # codes (n, K, F), captions
         "A whole shard, compared with its hash"
         shard = self._open(j)
-        codes = self._whole(j, shard)["codes"]
+        codes = _checked(shard, self.index, j)["codes"]
         return codes, [_captions(shard, row) for row in range(len(codes))]
 
     def _find(self, i):
@@ -239,7 +246,7 @@ class TokenShards(Dataset):
         j, row = divmod(i % len(self), self.size)
         shard = self._open(j)
         if j not in self.checked:
-            self._whole(j, shard)
+            _checked(shard, self.index, j)
             self.checked.add(j)
         return shard, row
 
@@ -250,25 +257,26 @@ class TokenShards(Dataset):
             raise shard.damaged("it is not the one that index.json speaks of")
         return shard
 
-    def _whole(self, j, shard):
-        "The tensors of a shard, if they are what the index says"
-        n, layout = self.index["shards"][j]["items"], shard.layout()
-        note = {**{name: self.index[name] for name in _NOTED}, "first": j * self.size}
-        wanted = {"codes": ("I16" if self.card <= 2 ** 15 else "I32", n, *self.shape[1:]),
-                  "caption_ends": ("I64", n), "captions": ("U8", *layout.get("captions", ())[1:2])}
-        if shard.about != note or layout != wanted:
-            raise shard.damaged("it is not of the set that index.json speaks of")
-        tensors = shard.whole()
-        codes, ends = tensors["codes"], [0, *tensors["caption_ends"].tolist()]
-        if codes.min() < 0 or codes.max() >= self.card:
-            raise shard.damaged(f"its codes must lie in 0..{self.card - 1}")
-        if ends != sorted(ends) or ends[-1] != len(tensors["captions"]):
-            raise shard.damaged("its captions do not follow each other")
-        return tensors
-
+# %% ../../nbs/engine/shards.ipynb #9eec040b
 _NOTED = ("version", "made_from", "n_items", "shard_size")
 
-# %% ../../nbs/engine/shards.ipynb #9eec040b
+def _checked(shard, index, j):
+    "The tensors of shard j, if they are what the index says"
+    n, layout = index["shards"][j]["items"], shard.layout()
+    note = {**{name: index[name] for name in _NOTED}, "first": j * index["shard_size"]}
+    kind = "I16" if index["card"] <= 2 ** 15 else "I32"
+    wanted = {"codes": (kind, n, index["n_q"], index["n_frames"]), "caption_ends": ("I64", n),
+              "captions": ("U8", *layout.get("captions", ())[1:2])}
+    if shard.about != note or layout != wanted:
+        raise shard.damaged("it is not of the set that index.json speaks of")
+    tensors = shard.whole()
+    codes, ends = tensors["codes"], [0, *tensors["caption_ends"].tolist()]
+    if codes.min() < 0 or int(codes.max()) >= index["card"]:         # int16 could not hold a card of 32768
+        raise shard.damaged(f"its codes must lie in 0..{index['card'] - 1}")
+    if ends != sorted(ends) or ends[-1] != len(tensors["captions"]):
+        raise shard.damaged("its captions do not follow each other")
+    return tensors
+
 def _captions(shard, row):
     "The captions in a row of a shard"
     ends = shard.rows("caption_ends", slice(max(0, row - 1), row + 1)).tolist()

@@ -73,8 +73,9 @@ def _sounds_and_captions(clips):
     for clip in getattr(clips, "refs", clips):
         if isinstance(clip, Clip):
             audio = clip.audio.detach().cpu().contiguous()
-            head, what = [clip.sample_rate, list(audio.shape), str(audio.dtype)], audio.flatten().view(torch.uint8)
-            yield [json.dumps(head).encode(), what.numpy()], clip.captions
+            head = [clip.sample_rate, list(audio.shape), str(audio.dtype)]
+            what = audio.flatten().view(torch.uint8).numpy()
+            yield [json.dumps(head).encode(), what], clip.captions
         else:
             if clip.path not in known:
                 known[clip.path] = _look_at(clip.path)
