@@ -34,7 +34,7 @@ def check_audio(
                         "divide integer samples by their full scale first")
     if audio.numel() == 0:
         raise ValueError(f"{name} is empty (shape {list(audio.shape)}); pass at least one sample")
-    if not torch.isfinite(audio).all():
+    if not torch.isfinite(audio.sum()) and not torch.isfinite(audio).all():   # a sum is quick
         raise ValueError(f"{name} has NaN or infinite samples; remove them with torch.nan_to_num "
                          "or check the source")
     return audio

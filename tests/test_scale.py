@@ -218,11 +218,12 @@ def test_encoding_while_training(world, codec_run, tmp_path):
     ({"data": {"sets": [{"name": "esc51", "root": ".", "split": "train/1"}]}}, "esc"),
     ({"data": {"sets": [{"name": "esc50", "root": ".", "splits": "train/1"}]}}, "did you mean 'split'"),
     ({"training": {"n_steps": 5, "result": "first"}}, "result 'last' or 'best'")])
-def test_what_cannot_work_is_said_before_anything_is_begun(world, codec_run, tmp_path, change, message):
+def test_what_cannot_work_is_said_before_anything_is_begun(world, codec_run, tmp_path, monkeypatch, change, message):
     from audiogen_nb.cli import main
     import contextlib
     import io
     import re
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     config = {**json.loads((world / "lm.json").read_text(encoding="utf-8")), **change}
     with contextlib.redirect_stderr(io.StringIO()) as err:
         assert main(["fit-lm", str(write(tmp_path / "c.json", config)), "--out", str(tmp_path / "run"), "--quiet"]) == 2
