@@ -208,6 +208,16 @@ def test_tokens_of_another_making_are_refused_or_replaced_with_one_line(codec, o
     assert len(write(own, codec, shard_size=None).stamps) == 6 and files(own) == files(one)       # as in the folder
 
 
+def test_processes_at_once_replace_what_is_of_another_making(codec, own, tmp_path):
+    data, settings = Tones(tmp_path / "asked", 0.01), dict(made_from={"data": "other tones"}, shard_size=3)
+    fresh = write(tmp_path / "fresh", codec, **settings)
+    started = [forked(lambda: write(own, codec, data, **settings, replace=True)) for _ in range(3)]
+    for process in started:
+        process.join()
+    assert [process.exitcode for process in started] == [0, 0, 0] and data.asked() == list(range(N))
+    assert files(own) == files(fresh.folder), "shards of the other number of files are gone, too"
+
+
 def test_two_kinds_of_tokens_in_one_folder_are_noticed(codec, one, own, tmp_path):
     write(tmp_path / "other", codec, made_from={"data": "noise"})
     wanted = {name: TokenShards(own).index[name] for name in ("version", "made_from", "n_items", "shard_size")}

@@ -126,7 +126,6 @@ def _look_through(folder, wanted, shard_size, replace):
         raise ValueError(f"{folder} holds tokens of another making ({', '.join(changed)} changed); "
                          "choose another folder, or replace them (replace=True, --force)")
     if changed:
-        (folder / "index.json").unlink(missing_ok=True)
         tqdm.write(f"{folder}: {', '.join(changed)} changed: encoding again", file=sys.stderr)
     return whole_number(sizes[0], "shard_size", 1) if sizes else shard_size or 1024
 
@@ -277,6 +276,7 @@ def _checked(shard, index, j):
         raise shard.damaged("its captions do not follow each other")
     return tensors
 
+# %% ../../nbs/engine/shards.ipynb #05d122d8
 def _captions(shard, row):
     "The captions in a row of a shard"
     ends = shard.rows("caption_ends", slice(max(0, row - 1), row + 1)).tolist()
