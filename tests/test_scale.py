@@ -187,6 +187,8 @@ def test_a_finished_run_goes_on_with_more_steps_and_refuses_other_parts(world, o
         process = command(tmp_path, None, "fit-lm", path, "--out", one, "--quiet")
         _, err = process.communicate(timeout=120)
         assert process.returncode == 2 and f"was begun with {name} = " in err.splitlines()[-1] and "Traceback" not in err, err
+    process = command(tmp_path, None, "fit-lm", world / "lm.json", "--codec-run", "pocket", "--out", one, "--quiet")
+    assert process.communicate(timeout=120)[1] and process.returncode == 2, "another codec"
     before = state(one)["lm"]["heads.weight"]
     done(command(tmp_path, None, "fit-lm", longer, "--out", one, "--quiet"))
     assert len(read_log(one)) == 14 and state(one)["step"] == 14

@@ -109,7 +109,7 @@ def tracking(
     "What tells the trackers of a machine; they open with the first step that is told"
     def track(figures, step):
         if not accelerator.trackers:               # what a tracker has of this step and later ones is dropped
-            accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": step}})
+            accelerator.init_trackers("audiogen_nb", init_kwargs={"tensorboard": {"purge_step": step}})
         accelerator.log(figures, step)
     return track if machine.log_with else None
 
