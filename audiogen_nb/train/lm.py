@@ -494,7 +494,8 @@ def _licence_of(credits, own, sets):
     terms = "; ".join([terms] * bool(terms) + [f"{title}: {facts.licence}" for title, facts in sets.items()])
     if own:
         licence = "not stated; it follows from your sounds"
-        return licence + (f", and from the other sounds: {terms}; see README.md" if terms else "")
+        others = "other sounds" if sets else "recordings"
+        return licence + (f", and from the {others}: {terms}; see README.md" if terms else "")
     return f"{terms}; see README.md" if terms else "not stated; all its sounds were computed by the library"
 
 # %% ../../nbs/engine/lm_training.ipynb #11e1a05e
