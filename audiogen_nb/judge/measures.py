@@ -25,6 +25,7 @@ def fad_by_size(
     "Frechet distances from the reference to some of the clips, drawn without replacement"
     reference, clips = torch.cat(_by_clip(reference, "reference")), _by_clip(clips, "clips")
     sizes = [whole_number(size, "each of the sizes", 1, len(clips)) for size in sizes]
+    whole_number(repeats, "repeats", 1)
     g, found = torch.Generator().manual_seed(seed), []
     for size in sizes:
         draws = [torch.randperm(len(clips), generator=g)[:size].tolist() for _ in range(repeats)]
@@ -38,7 +39,7 @@ def _by_clip(clips, name):
         raise ValueError(f"{name} must be (N, D), (N, F, D) or a list of (F, D), one entry for each clip")
     return [part.reshape(-1, part.shape[-1]) for part in parts]
 
-# %% ../../nbs/labs/measures.ipynb #b12c32c7
+# %% ../../nbs/labs/measures.ipynb #d1eed1f9
 def fad_infinity(
     reference: torch.Tensor, # (M, D) embeddings of real clips, all used each time; or as `clips`
     clips: Sequence[torch.Tensor], # generated: (N, D); with F frames a clip (N, F, D), or a list of N (F, D)
@@ -50,16 +51,16 @@ def fad_infinity(
     clips = _by_clip(clips, "clips")
     n, dims, frames = len(clips), clips[0].shape[-1], sum(map(len, clips))
     if n < 6 or frames // 3 <= dims:
-        raise ValueError(f"{n} clips with {frames} embeddings are too few for fad_infinity in {dims} dimensions: "
-                         "a third of them must be more than the dimensions, and two clips or more; pass more "
-                         "clips, embeddings of fewer dimensions, or use kernel_distance")
+        raise ValueError(f"{n} clips with {frames} embeddings are too few for fad_infinity in {dims} "
+                         "dimensions: a third of them must be more than the dimensions, and two clips or more; "
+                         "pass more clips, embeddings of fewer dimensions, or use kernel_distance")
     steps = torch.linspace(3 / n, 1 / n, whole_number(n_sizes, "n_sizes", 2), dtype=torch.float64)
     sizes = (1 / steps).round().long().unique()
     distances = fad_by_size(reference, clips, sizes.tolist(), repeats, seed).mean(1)     # FAD_n
     line = torch.stack([torch.ones(len(sizes)), 1 / sizes], 1).double()                  # FAD_inf + c / n
     return torch.linalg.lstsq(line * sizes[:, None], (distances * sizes)[:, None]).solution[0].item()
 
-# %% ../../nbs/labs/measures.ipynb #a567326a
+# %% ../../nbs/labs/measures.ipynb #bdc4d801
 def median_distance(
     reference: torch.Tensor, # (M, D) embeddings; of more than 4096, 4096 evenly spaced ones
 ) -> float:
@@ -67,8 +68,8 @@ def median_distance(
     reference = finite_matrix(reference, "reference")
     some = torch.linspace(0, len(reference) - 1, min(len(reference), 4096)).long()
     if len(some) < 2 or (found := torch.pdist(reference[some]).median().item()) == 0:
-        raise ValueError("reference needs at least 2 clips, and most of them different, for a median distance; "
-                         "pass more clips, or a bandwidth of your own")
+        raise ValueError("reference needs at least 2 clips, and most of them different, for a median "
+                         "distance; pass more clips, or a bandwidth of your own")
     return found
 
 # %% ../../nbs/labs/measures.ipynb #f3de5078
