@@ -52,8 +52,8 @@ def fad_infinity(
     n, dims, frames = len(clips), clips[0].shape[-1], sum(map(len, clips))
     if n < 6 or frames // 3 <= dims:
         raise ValueError(f"{n} clips with {frames} embeddings are too few for fad_infinity in {dims} "
-                         "dimensions: a third of them must be more than the dimensions, and two or more; pass "
-                         "more clips, embeddings of fewer dimensions, or use kernel_distance")
+                         "dimensions: a third of them must be more than the dimensions, and two or more; "
+                         "pass more clips, embeddings of fewer dimensions, or use kernel_distance")
     steps = torch.linspace(3 / n, 1 / n, whole_number(n_sizes, "n_sizes", 2), dtype=torch.float64)
     sizes = (1 / steps).round().long().unique()
     distances = fad_by_size(reference, clips, sizes.tolist(), repeats, seed).mean(1)     # FAD_n
