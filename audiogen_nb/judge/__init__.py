@@ -1,0 +1,23 @@
+"""How sounds and sets of sounds are judged. The names below are imported when they are first asked for: nothing that makes sounds needs them."""
+from importlib import import_module
+
+_NAMES = {
+    "distances": ("frechet_distance", "kl_divergence", "spectral_embedding", "wilson"),
+    "measures": ("bootstrap_interval", "cosine_score", "fad_by_size", "fad_infinity", "inception_score", "kernel_distance",
+                 "median_distance", "vendi_score"),
+    "quality": ("align", "codec_table", "mel_distance", "si_sdr", "zimtohrli_mos"),
+    "report": ("evaluate_model",),
+}
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name):
+    "Import a public name of this package's modules"
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})
