@@ -36,13 +36,13 @@ from .adherence import format_table
 from ..sound import check_audio, fade, level_db, peak_db
 from ..soundfiles import write_sound
 
-# %% ../../nbs/labs/listening.ipynb #364d610b
+# %% ../../nbs/labs/listening.ipynb #505f87e3
 def student_quantile(
     n: int, # degrees of freedom, 1 or more
     inside: float = 0.95, # probability of |T| < t
 ) -> float: # t
     "How many standard errors an interval must reach to both sides if the error itself is an estimate"
-    u = torch.linspace(0, math.pi / 2, 100_001, dtype=torch.float64)
+    u = torch.linspace(0, math.pi / 2, 20_001, dtype=torch.float64)
     mass = torch.cumulative_trapezoid(u.cos() ** (whole_number(n, "n", 1) - 1), u)
     theta = u[1:][torch.searchsorted(mass, inside * mass[-1])]
     return (math.sqrt(n) * theta.tan()).item()
@@ -195,7 +195,7 @@ def _faults(own: list[Rating], question: str, reference_least, share, pace) -> l
         said.append(f"{question}: {fast} of {len(own)} answers came before {pace:.0%} of the sound was over")
     return said
 
-# %% ../../nbs/labs/listening.ipynb #4ff8abf0
+# %% ../../nbs/labs/listening.ipynb #731311ad
 def screen_raters(
     ratings: Sequence[Rating], # as `read_ratings` gives them
     reference_least: float = 85.0, # what the hidden reference should get
@@ -204,17 +204,18 @@ def screen_raters(
     correlation: float = 0.25, # with the mean of the others; asked where there are three raters and eight sounds
 ) -> dict[str, list[str]]: # rater -> reasons not to count the answers; none: they count
     "Who cannot be counted, and why"
-    found = {rater: [] for rater in sorted({rating.rater for rating in ratings})}
+    found, own = {rater: [] for rater in sorted({rating.rater for rating in ratings})}, {}
+    for rating in ratings:
+        own.setdefault((rating.rater, rating.question), []).append(rating)
     for question in dict.fromkeys(rating.question for rating in ratings):
         values, raters, _, _ = _cube(ratings, question)
         for i, rater in enumerate(raters):
-            own = [rating for rating in ratings if (rating.rater, rating.question) == (rater, question)]
-            found[rater] += _faults(own, question, reference_least, share, pace)
+            found[rater] += _faults(own[rater, question], question, reference_least, share, pace)
             if (r := _correlation(values, i)) < correlation:                     # not true of NaN
                 found[rater].append(f"{question}: correlation with the others {r:.2f}, below {correlation:g}")
     return found
 
-# %% ../../nbs/labs/listening.ipynb #8cd7fb88
+# %% ../../nbs/labs/listening.ipynb #d6c5bdc4
 def _scores(ratings: Sequence[Rating], draws: int, pairs: bool) -> list[dict]:
     "Mean and interval of each system, or of each difference between two that are no anchors"
     rows = []
@@ -229,6 +230,8 @@ def _scores(ratings: Sequence[Rating], draws: int, pairs: bool) -> list[dict]:
         for name, answers in cells:
             if (n := int((~answers.isnan()).sum())):
                 mean, low, high = clustered_interval(answers, draws)
+                if not pairs:                                                # no score lies beyond the scale
+                    low, high = max(low, SCALE[0]), min(high, SCALE[1])
                 role = {} if pairs else {"role": roles[name]}
                 rows.append({"question": question, "system": name, **role, "mean": round(mean, 2),
                              "low": round(low, 2), "high": round(high, 2), "answers": n})
