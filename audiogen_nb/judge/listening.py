@@ -8,7 +8,7 @@ __all__ = ['QUESTIONS', 'SCALE', 'ANCHORS', 'student_quantile', 'clustered_inter
            'systems_from_folders', 'sound_items', 'read_captions', 'Stimuli', 'RatingsFile', 'Trial', 'shuffled_trials',
            'ListeningTest', 'ListeningPanel']
 
-# %% ../../nbs/labs/listening.ipynb #ed305f04
+# %% ../../nbs/labs/listening.ipynb #6032b6b9
 import csv
 import hashlib
 import html
@@ -19,14 +19,13 @@ import os
 import time
 import unicodedata
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from fastcore.basics import patch
 
 from ..arguments import real_number, whole_number
 from ..data.clips import SOUND_SUFFIXES, read_utf8
@@ -47,25 +46,24 @@ def student_quantile(
     theta = u[1:][torch.searchsorted(mass, inside * mass[-1])]
     return (math.sqrt(n) * theta.tan()).item()
 
-# %% ../../nbs/labs/listening.ipynb #b28fd3d2
+# %% ../../nbs/labs/listening.ipynb #ce2bb417
 def clustered_interval(
     values: torch.Tensor, # (R, I) answers of R raters to I items; NaN where there is none
-    draws: int = 2000, # of raters and items, with replacement
-    seed: int = 0,
 ) -> tuple[float, float, float]: # mean, and the ends of its 95 % interval; NaN if there is one answer only
-    "Mean of answers, and an interval for other raters and other items: both are drawn anew, Student's factor on top"
-    known, generator = ~values.isnan(), torch.Generator().manual_seed(seed)
+    "Mean of answers, and its interval over other raters and other items"
+    known = ~values.isnan()
     if values.dim() != 2 or not known.any():
         raise ValueError(f"values must be (raters, items) with answers in it, got shape {list(values.shape)}")
-    values, known = values.double().nan_to_num(), known.double()
-    n_raters, n_items = values.shape
-    weights = [torch.zeros(draws, n, dtype=torch.float64).scatter_add_(                   # how often each is drawn
-        1, torch.randint(n, (draws, n), generator=generator), torch.ones(draws, n, dtype=torch.float64))
-        for n in (n_raters, n_items)]
-    total, count = ((weights[0] @ part * weights[1]).sum(1) for part in (values, known))
-    mean, drawn = (values.sum() / known.sum()).item(), (total / count)[count > 0]
-    groups = [n for n in (n_raters, n_items) if n > 1]          # one rater: nothing is said of other raters
-    half = student_quantile(min(groups) - 1) * drawn.std().item() if groups else math.nan
+    known, n = known[known.any(1)][:, known.any(0)], known.sum().item()
+    mean = values.double().nanmean().item()
+    d = (values.double() - mean).nan_to_num()                                          # d_ri
+    variance = lambda sums, groups: (groups / (groups - 1) * sums.square().sum() / n ** 2).item()
+    spread = [variance(d.sum(1 - side), n) for side, n in enumerate(known.shape) if n > 1]       # V_R, V_I
+    if not spread:                                        # one rater: nothing is said of other raters
+        return mean, math.nan, math.nan
+    both = sum(spread) - (variance(d, n) if len(spread) > 1 else 0.0)                  # V
+    degrees = min(size for size in known.shape if size > 1) - 1
+    half = student_quantile(degrees) * math.sqrt(max(both, *spread))
     return mean, mean - half, mean + half
 
 # %% ../../nbs/labs/listening.ipynb #fdfd0429
@@ -104,7 +102,7 @@ class Rating(NamedTuple):
     length: float        # of the sound (s)
     test: str            # fingerprint
 
-# %% ../../nbs/labs/listening.ipynb #116a13d3
+# %% ../../nbs/labs/listening.ipynb #96fdad0c
 def _guard(cell: str) -> str:
     "A cell that no table program takes for a formula"
     return "'" + cell if cell[:1] in tuple("=+-@'") else cell
@@ -120,9 +118,24 @@ def _plain_name(text, what: str) -> str:
 def _as_line(rating: Rating) -> bytes:
     "A row of the table"
     line = io.StringIO()
-    cells = ["" if cell is None else f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in rating]
+    cells = ["" if cell is None else f"{cell:.2f}" if isinstance(cell, float) else str(cell)
+             for cell in rating]
     csv.writer(line, lineterminator="\n").writerow(map(_guard, cells))
     return line.getvalue().encode()
+
+def _rows(path: Path) -> Iterator[Rating]:
+    "All rows of a file, in their order"
+    if not path.is_file():
+        raise FileNotFoundError(f"no file of ratings at {path}")
+    rows = csv.reader(io.StringIO(read_utf8(path), newline=""))
+    try:
+        if next(rows, None) != list(Rating._fields):
+            raise ValueError(f"{path} is no file of ratings: its first line must be "
+                             f"{','.join(Rating._fields)}")
+        for cells in rows:
+            yield _as_rating(path, rows.line_num, cells)
+    except csv.Error as e:
+        raise ValueError(f"{path}, line {rows.line_num}: {e}; is it a file of ratings, and unchanged?") from e
 
 def _as_rating(path, line: int, cells: list[str]) -> Rating:
     "An answer from its row; whatever is wrong is refused, with file and line"
@@ -136,32 +149,28 @@ def _as_rating(path, line: int, cells: list[str]) -> Rating:
     except ValueError as e:
         raise ValueError(f"{path}, line {line}: {e}; is it a file of ratings, and unchanged?") from e
 
-# %% ../../nbs/labs/listening.ipynb #16055c70
+# %% ../../nbs/labs/listening.ipynb #3f2d7b32
 def read_ratings(
     paths: str | os.PathLike | Sequence[str | os.PathLike], # one file of ratings, or several of one test
-) -> list[Rating]: # of each rater, trial and question the answer that counts: the last, unless it was withdrawn
+) -> list[Rating]: # of each rater, trial and question the last answer, unless that was withdrawn
     "Read tables of ratings"
     last, tests = {}, {}
     for path in [paths] if isinstance(paths, (str, os.PathLike)) else paths:
-        rows = csv.reader(io.StringIO(read_utf8(Path(path)), newline=""))
-        if next(rows, None) != list(Rating._fields):
-            raise ValueError(f"{path} is no file of ratings: its first line must be {','.join(Rating._fields)}")
-        for cells in rows:
-            rating = _as_rating(path, rows.line_num, cells)
+        for rating in _rows(Path(path)):
             tests.setdefault(rating.test, path)
             key = rating.rater, rating.item, rating.system, rating.question
-            last.pop(key, None)                                              # the order is that of the answers
+            last.pop(key, None)                                          # the order is that of the answers
             last[key] = rating
     if len(tests) > 1:
-        raise ValueError(f"these are ratings of {len(tests)} different tests (other sounds, captions, questions or "
+        raise ValueError(f"these are ratings of {len(tests)} different tests (sounds, captions, questions or "
                          f"level): {', '.join(map(str, tests.values()))}; summarise each by itself")
     return [rating for rating in last.values() if rating.value is not None]
 
-# %% ../../nbs/labs/listening.ipynb #6a862c65
+# %% ../../nbs/labs/listening.ipynb #fb680e33
 def _cube(ratings: Sequence[Rating], question: str):
     "Answers (R, I, S) to one question, NaN where there is none, and the names along each side"
     rows = [rating for rating in ratings if rating.question == question]
-    sides = [list(dict.fromkeys(sorted(getattr(row, side) for row in rows))) for side in ("rater", "item", "system")]
+    sides = [sorted({getattr(row, side) for row in rows}) for side in ("rater", "item", "system")]
     values = torch.full([len(side) for side in sides], math.nan, dtype=torch.float64)
     places = [{name: i for i, name in enumerate(side)} for side in sides]
     for row in rows:
@@ -169,7 +178,7 @@ def _cube(ratings: Sequence[Rating], question: str):
     return values, *sides
 
 def _correlation(values: torch.Tensor, rater: int) -> float:
-    "Of a rater with the mean of the others, over the sounds that both have; NaN for less than 8, or two raters"
+    "Of a rater with the mean of the others, over sounds that both have; NaN for less than 8, or two raters"
     others = torch.cat([values[:rater], values[rater + 1:]]).flatten(1)
     mean, own = others.nanmean(0), values[rater].flatten()
     both = ~(mean.isnan() | own.isnan())
@@ -177,7 +186,7 @@ def _correlation(values: torch.Tensor, rater: int) -> float:
         return math.nan
     return torch.corrcoef(torch.stack([own[both], mean[both]]))[0, 1].item()
 
-# %% ../../nbs/labs/listening.ipynb #de0026f3
+# %% ../../nbs/labs/listening.ipynb #c2ccd1be
 def _faults(own: list[Rating], question: str, reference_least, share, pace) -> list[str]:
     "What a rater's own answers to one question show"
     of = lambda keep: [float(row.value) for row in own if keep(row)]
@@ -185,9 +194,10 @@ def _faults(own: list[Rating], question: str, reference_least, share, pace) -> l
     mean, said = (lambda some: sum(some) / len(some)), []
     low = sum(value < reference_least for value in reference)
     if low > share * len(reference):
-        said.append(f"{question}: the reference below {reference_least:g} in {low} of {len(reference)} trials")
+        said.append(f"{question}: the reference below {reference_least:g} in {low} of {len(reference)}")
     if reference and anchor and mean(anchor) >= mean(reference):
-        said.append(f"{question}: the anchor ({mean(anchor):.0f}) is not below the reference ({mean(reference):.0f})")
+        said.append(f"{question}: the anchor ({mean(anchor):.0f}) is not below the reference "
+                    f"({mean(reference):.0f})")
     if len(own) > 2 and len({row.value for row in own}) == 1:
         said.append(f"{question}: all {len(own)} answers are {own[0].value}")
     fast = sum(row.seconds < pace * row.length for row in own)
@@ -195,13 +205,13 @@ def _faults(own: list[Rating], question: str, reference_least, share, pace) -> l
         said.append(f"{question}: {fast} of {len(own)} answers came before {pace:.0%} of the sound was over")
     return said
 
-# %% ../../nbs/labs/listening.ipynb #731311ad
+# %% ../../nbs/labs/listening.ipynb #45e9c5e6
 def screen_raters(
     ratings: Sequence[Rating], # as `read_ratings` gives them
     reference_least: float = 85.0, # what the hidden reference should get
     share: float = 0.15, # of a rater's trials that may break a rule
     pace: float = 0.5, # share of a sound's length that must pass before the answer
-    correlation: float = 0.25, # with the mean of the others; asked where there are three raters and eight sounds
+    correlation: float = 0.25, # with the mean of the others, if there are three raters and eight sounds
 ) -> dict[str, list[str]]: # rater -> reasons not to count the answers; none: they count
     "Who cannot be counted, and why"
     found, own = {rater: [] for rater in sorted({rating.rater for rating in ratings})}, {}
@@ -215,8 +225,8 @@ def screen_raters(
                 found[rater].append(f"{question}: correlation with the others {r:.2f}, below {correlation:g}")
     return found
 
-# %% ../../nbs/labs/listening.ipynb #d6c5bdc4
-def _scores(ratings: Sequence[Rating], draws: int, pairs: bool) -> list[dict]:
+# %% ../../nbs/labs/listening.ipynb #c550945f
+def _scores(ratings: Sequence[Rating], pairs: bool) -> list[dict]:
     "Mean and interval of each system, or of each difference between two that are no anchors"
     rows = []
     for question in dict.fromkeys(rating.question for rating in ratings):
@@ -229,7 +239,7 @@ def _scores(ratings: Sequence[Rating], draws: int, pairs: bool) -> list[dict]:
                      if "anchor" not in (roles[a], roles[b])]
         for name, answers in cells:
             if (n := int((~answers.isnan()).sum())):
-                mean, low, high = clustered_interval(answers, draws)
+                mean, low, high = clustered_interval(answers)
                 if not pairs:                                                # no score lies beyond the scale
                     low, high = max(low, SCALE[0]), min(high, SCALE[1])
                 role = {} if pairs else {"role": roles[name]}
@@ -237,7 +247,7 @@ def _scores(ratings: Sequence[Rating], draws: int, pairs: bool) -> list[dict]:
                              "low": round(low, 2), "high": round(high, 2), "answers": n})
     return rows
 
-# %% ../../nbs/labs/listening.ipynb #8a532fb0
+# %% ../../nbs/labs/listening.ipynb #6509c9de
 @dataclass(frozen=True)
 class ListeningSummary:
     "What a listening test found; printed, it is a few tables"
@@ -253,14 +263,14 @@ class ListeningSummary:
         parts += [f"{rater} is not counted: {'; '.join(why)}" for rater, why in self.screened.items() if why]
         if self.after:
             alpha = ", ".join(f"{question} {value:.2f}" for question, value in self.agreement.items())
-            parts += [f"**After screening: {len(kept)} raters, agreement (alpha) {alpha}**", format_table(self.after)]
+            parts += [f"**After screening: {len(kept)} raters, agreement (alpha) {alpha}**",
+                      format_table(self.after)]
         if self.differences:
             parts += ["**Differences inside raters and items**", format_table(self.differences)]
         return "\n\n".join(parts)
 
 def summarise(
     ratings: str | os.PathLike | Sequence, # files of ratings of one test, or what `read_ratings` gave
-    draws: int = 2000, # of `clustered_interval`
     **rules, # of `screen_raters`
 ) -> ListeningSummary:
     "Means with intervals before and after screening, paired differences, agreement, and who was not counted"
@@ -272,39 +282,39 @@ def summarise(
     kept = [rating for rating in ratings if not screened[rating.rater]]
     questions = dict.fromkeys(rating.question for rating in kept)
     agreement = {q: krippendorff_alpha(_cube(kept, q)[0].flatten(1)) for q in questions}
-    return ListeningSummary(_scores(ratings, draws, False), _scores(kept, draws, False), _scores(kept, draws, True),
-                            screened, agreement)
+    return ListeningSummary(_scores(ratings, False), _scores(kept, False), _scores(kept, True), screened,
+                            agreement)
 
-# %% ../../nbs/labs/listening.ipynb #9e5cb8fc
+# %% ../../nbs/labs/listening.ipynb #df86254e
 def gated_level_db(
     audio: torch.Tensor, # (1, T) or (T,)
     sample_rate: int, # Hz
 ) -> float: # dBFS; silence gives -120
-    "RMS level of what is heard: of blocks of 0.4 s, those above -70 dBFS, and then those not 10 dB below their mean"
+    "RMS level of the blocks of 0.4 s that are heard: above -70 dBFS, and not 10 dB below the mean of these"
     audio = check_audio(audio).reshape(-1)
     size = min(len(audio), max(1, round(0.4 * sample_rate)))
-    power = audio.unfold(0, size, max(1, size // 4)).square().mean(1)                   # a new block each 0.1 s
+    power = audio.unfold(0, size, max(1, size // 4)).square().mean(1)              # a new block each 0.1 s
     heard = power[power > 10 ** -7]
     if not len(heard):
         return level_db(audio).item()
     return 10 * math.log10(heard[heard >= heard.mean() / 10].mean().item())
 
-# %% ../../nbs/labs/listening.ipynb #372645b5
+# %% ../../nbs/labs/listening.ipynb #7e0c2a1d
 def low_pass(
     audio: torch.Tensor, # (..., T)
     sample_rate: int, # Hz
     cutoff: float = 3500.0, # Hz
 ) -> torch.Tensor: # (..., T)
     "What lies below a frequency; the next 15 % fall off as half a cosine"
-    n = audio.shape[-1] + sample_rate // 10                              # room, so that the end does not reach the start
+    n = audio.shape[-1] + sample_rate // 10                  # room, so that the end does not reach the start
     hz = torch.fft.rfftfreq(n, 1 / sample_rate)
     gain = torch.cos(math.pi / 2 * ((hz / cutoff - 1) / 0.15).clamp(0, 1)) ** 2
     return torch.fft.irfft(torch.fft.rfft(check_audio(audio), n) * gain, n)[..., :audio.shape[-1]]
 
-# %% ../../nbs/labs/listening.ipynb #4305b9f5
+# %% ../../nbs/labs/listening.ipynb #b86f5954
 def systems_from_folders(
     paths: Sequence[str | os.PathLike], # folders of sounds
-) -> dict[str, Path]: # name -> folder; the name is the folder's, with its parent's in front where two are alike
+) -> dict[str, Path]: # name -> folder; the name is the folder's, after its parent's where two are alike
     "Systems to compare, named after their folders"
     if isinstance(paths, (str, os.PathLike)):
         raise TypeError(f"paths must be a list of folders, got one: {paths}; a test compares two or more")
@@ -316,7 +326,7 @@ def systems_from_folders(
         raise ValueError(f"folders must have different names, got {names}; pass a dictionary of name: folder")
     return dict(zip(names, folders))
 
-# %% ../../nbs/labs/listening.ipynb #123c76eb
+# %% ../../nbs/labs/listening.ipynb #253b9912
 def sound_items(
     folder: str | os.PathLike, # of one system
 ) -> dict[str, Path]: # name without suffix, seen from the folder -> file, in the order of the names
@@ -326,15 +336,17 @@ def sound_items(
         raise FileNotFoundError(f"no folder of sounds at {folder}")
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
-        if path.suffix.lower() in SOUND_SUFFIXES and path.is_file() and not any(p[0] == "." for p in inside.parts):
-            name = _plain_name(unicodedata.normalize("NFC", inside.with_suffix("").as_posix()), f"a name in {folder}")
+        hidden = any(part[0] == "." for part in inside.parts)
+        if path.suffix.lower() in SOUND_SUFFIXES and path.is_file() and not hidden:
+            name = unicodedata.normalize("NFC", inside.with_suffix("").as_posix())
+            name = _plain_name(name, f"a name in {folder}")
             if name in found:
-                raise ValueError(f"{folder} has two sounds called {name!r}: {found[name].name} and {path.name}; "
-                                 "remove one")
+                raise ValueError(f"{folder} has two sounds called {name!r}: {found[name].name} and "
+                                 f"{path.name}; remove one")
             found[name] = path
     return found
 
-# %% ../../nbs/labs/listening.ipynb #5e4e3e15
+# %% ../../nbs/labs/listening.ipynb #9511d951
 def _some(names: Sequence[str]) -> str:
     "A few names, and how many more there are"
     names = list(names)
@@ -348,16 +360,16 @@ def _common(systems: Mapping[str, str | os.PathLike]) -> dict[str, dict[str, Pat
     missing = [f"{name} lacks {_some(lack)}" for name, files in found.items()
                if (lack := [item for item in every if item not in files])]
     if not items:
-        raise ValueError("the folders have no sound in common; name the same sound alike in each. "
-                         + "; ".join(f"{name} has {_some(files) or 'no sound'}" for name, files in found.items()))
+        has = "; ".join(f"{name} has {_some(files) or 'no sound'}" for name, files in found.items())
+        raise ValueError(f"the folders have no sound in common; name the same sound alike in each. {has}")
     if missing:
         warnings.warn(f"{len(every) - len(items)} of {len(every)} sounds are left out: {'; '.join(missing)}",
                       stacklevel=4)
     return {item: {name: files[item] for name, files in found.items()} for item in items}
 
-# %% ../../nbs/labs/listening.ipynb #898ed0cb
+# %% ../../nbs/labs/listening.ipynb #e8893dfc
 def read_captions(
-    captions: Mapping[str, str] | str | os.PathLike | None, # item -> text; a .csv or .jsonl file; None: the file names
+    captions: Mapping[str, str] | str | os.PathLike | None, # item -> text; .csv or .jsonl; None: file names
     items: Sequence[str], # that need one
 ) -> dict[str, str]: # item -> text
     "The text of each item"
@@ -368,17 +380,58 @@ def read_captions(
         if path.suffix.lower() not in (".csv", ".jsonl"):
             raise ValueError(f"captions must be a .csv or .jsonl file with `file` and `caption`, got {path}")
         try:
-            rows = (list(csv.DictReader(io.StringIO(read_utf8(path), newline=""))) if path.suffix.lower() == ".csv"
-                    else [json.loads(line) for line in read_utf8(path).splitlines() if line.strip()])
+            text = read_utf8(path)
+            rows = (list(csv.DictReader(io.StringIO(text, newline=""))) if path.suffix.lower() == ".csv"
+                    else [json.loads(line) for line in text.splitlines() if line.strip()])
             pairs = [(str(row["file"]).replace("\\", "/"), str(row["caption"])) for row in rows]
         except (ValueError, KeyError, TypeError) as e:
-            raise ValueError(f"each row of {path} needs a `file` and a `caption` ({type(e).__name__}: {e})") from e
-        captions = {unicodedata.normalize("NFC", os.path.splitext(file)[0]): text for file, text in pairs}
+            fault = f"{type(e).__name__}: {e}"
+            raise ValueError(f"each row of {path} needs a `file` and a `caption` ({fault})") from e
+        captions = {unicodedata.normalize("NFC", os.path.splitext(file)[0]): text
+                    for file, text in pairs[::-1]}                       # the first caption of a file counts
     if lack := [item for item in items if not str(captions.get(item) or "").strip()]:
         raise ValueError(f"captions lack a text for {_some(lack)}")
     return {item: str(captions[item]) for item in items}
 
-# %% ../../nbs/labs/listening.ipynb #a686130e
+# %% ../../nbs/labs/listening.ipynb #1bcc3ce7
+def _other_texts(captions: dict[str, str]) -> dict[str, str]:
+    "For each item one with another text; not the next one, whose name and sound may be alike"
+    items, found = list(captions), {}
+    for i, item in enumerate(items):
+        rest = [items[(i + len(items) // 2 + k) % len(items)] for k in range(len(items))]
+        other = next((o for o in rest if captions[o] != captions[item]), None)
+        if other is None:
+            raise ValueError("the anchor of REL needs items with different texts; pass captions=, or "
+                             "anchors=False")
+        found[item] = other
+    return found
+
+def _scan(stimuli) -> tuple[dict[str, float], dict]:
+    "Level of each item (dBFS) and length of each sound (s); all that cannot be read is named"
+    levels, lengths, faults = {}, {}, []
+    for item in stimuli.files:
+        levels[item] = stimuli.level
+        for system in stimuli.systems:
+            try:
+                audio = stimuli.source(item, system)
+            except (ValueError, OSError) as e:
+                if system in stimuli.files[item]:                    # an anchor's fault is its reference's
+                    faults.append(str(e))
+                continue
+            lengths[item, system] = audio.shape[-1] / stimuli.sample_rate
+            if (now := gated_level_db(audio, stimuli.sample_rate)) > -120:
+                levels[item] = min(levels[item], now - peak_db(audio).item() - 0.1)      # room below 0.99
+    if faults:
+        raise ValueError(f"{len(faults)} sounds cannot be used: {'; '.join(faults[:5])}")
+    spans = {item: [lengths[item, system] for system in stimuli.systems if system != ANCHORS["REL"]]
+             for item in stimuli.files}
+    if uneven := [item for item, span in spans.items() if max(span) > 1.1 * min(span)]:
+        shortest = min(min(spans[item]) for item in uneven)
+        warnings.warn(f"the versions of {_some(uneven)} differ in length, which gives systems away; "
+                      f"seconds={shortest:g} would cut all alike", stacklevel=4)
+    return levels, lengths
+
+# %% ../../nbs/labs/listening.ipynb #1b2dbf4b
 class Stimuli:
     "The sounds of a test: items times systems, at one rate, equally loud for each item"
     def __init__(self,
@@ -399,12 +452,13 @@ class Stimuli:
         if anchors and reference is None:
             raise ValueError("anchors are made from a reference; pass reference=, or anchors=False")
         self.sample_rate = whole_number(sample_rate, "sample_rate", 8_000, 96_000)
-        self.seconds, self.level = real_number(seconds, "seconds", 0.1, 600), real_number(level, "level", -60, 0)
+        self.seconds = real_number(seconds, "seconds", 0.1, 600)
+        self.level = real_number(level, "level", -60, 0)
         self.files, self.reference = _common(systems), reference
         self.captions = read_captions(captions, list(self.files))
         self.systems, self.anchors = [*systems, *(ANCHORS[q] for q in anchors)], tuple(anchors)
-        self.other = self._others() if "REL" in anchors else {}
-        self.levels, self.lengths = self._scan()
+        self.other = _other_texts(self.captions) if "REL" in anchors else {}
+        self.levels, self.lengths = _scan(self)
 
     def role(self, system: str) -> str:
         "What a system is for"
@@ -416,67 +470,29 @@ class Stimuli:
         system: str,
     ) -> torch.Tensor: # (1, T)
         "A sound as it will be heard"
-        audio = self._source(item, system)
+        audio = self.source(item, system)
         now = gated_level_db(audio, self.sample_rate)
         return audio if now <= -120 else audio * 10 ** ((self.levels[item] - now) / 20)
 
-    def _source(self, item, system):
+    def source(self, item: str, system: str) -> torch.Tensor: # (1, T)
         "A sound before it is levelled"
         if system == ANCHORS["OVL"]:
-            return low_pass(self._source(item, self.reference), self.sample_rate)
+            return low_pass(self.source(item, self.reference), self.sample_rate)
         if system == ANCHORS["REL"]:
-            return self._source(self.other[item], self.reference)
+            return self.source(self.other[item], self.reference)
         path = self.files[item][system]
         audio = read_part(path, self.sample_rate, 0, round(self.seconds * self.sample_rate))
         return fade(check_audio(audio, str(path)), self.sample_rate)
 
-# %% ../../nbs/labs/listening.ipynb #7194064a
-@patch
-def _others(self: Stimuli) -> dict[str, str]:
-    "For each item one with another text; not the next one, whose name and sound may be alike"
-    items, found = list(self.files), {}
-    for i, item in enumerate(items):
-        rest = [items[(i + len(items) // 2 + k) % len(items)] for k in range(len(items))]
-        other = next((o for o in rest if self.captions[o] != self.captions[item]), None)
-        if other is None:
-            raise ValueError("the anchor of REL needs items with different texts; pass captions=, or anchors=False")
-        found[item] = other
-    return found
+    def fingerprint(self, questions: Sequence[str]) -> str: # 16 hexadecimal digits
+        "Of all that a test consists of, except who rates and in which order"
+        files = {item: {s: hashlib.sha256(path.read_bytes()).hexdigest() for s, path in paths.items()}
+                 for item, paths in self.files.items()}
+        about = [files, self.captions, self.systems, self.reference, self.level, self.sample_rate,
+                 self.seconds]
+        return hashlib.sha256(json.dumps([*about, *questions], sort_keys=True).encode()).hexdigest()[:16]
 
-@patch
-def _scan(self: Stimuli) -> tuple[dict[str, float], dict]:
-    "Level of each item (dBFS) and length of each sound (s); all that cannot be read is named"
-    levels, lengths, faults = {}, {}, []
-    for item in self.files:
-        levels[item] = self.level
-        for system in self.systems:
-            try:
-                audio = self._source(item, system)
-            except (ValueError, OSError) as e:
-                faults.append(str(e)) if system in self.files[item] else None        # an anchor's is its reference's
-                continue
-            lengths[item, system] = audio.shape[-1] / self.sample_rate
-            if (now := gated_level_db(audio, self.sample_rate)) > -120:              # room below 0.99, in dB
-                levels[item] = min(levels[item], now - peak_db(audio).item() - 0.1)
-    if faults:
-        raise ValueError(f"{len(faults)} sounds cannot be used: {'; '.join(faults[:5])}")
-    spans = {item: [lengths[item, s] for s in self.systems if s != ANCHORS["REL"]] for item in self.files}
-    if uneven := [item for item, span in spans.items() if max(span) > 1.1 * min(span)]:
-        shortest = min(min(spans[item]) for item in uneven)
-        warnings.warn(f"the versions of {_some(uneven)} differ in length, which gives systems away; "
-                      f"seconds={shortest:g} would cut all alike", stacklevel=4)
-    return levels, lengths
-
-@patch
-def fingerprint(self: Stimuli, questions: Sequence[str]) -> str: # 16 hexadecimal digits
-    "Of all that a test consists of, except who rates and in which order"
-    files = {item: {s: hashlib.sha256(path.read_bytes()).hexdigest() for s, path in paths.items()}
-             for item, paths in self.files.items()}
-    about = [files, self.captions, self.systems, self.reference, self.level, self.sample_rate, self.seconds,
-             list(questions)]
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-
-# %% ../../nbs/labs/listening.ipynb #2df91b29
+# %% ../../nbs/labs/listening.ipynb #992713c7
 class RatingsFile:
     "A table of ratings that one test of one process adds lines to"
     held = {}              # path -> the RatingsFile of this process that has it
@@ -484,6 +500,8 @@ class RatingsFile:
     def __init__(self,
         path: str | os.PathLike, # CSV; its folder must exist
         test: str, # fingerprint
+        rater: str,
+        seed: int = 0, # of the rater's order
     ):
         self.path, self.test = Path(path).resolve(), test
         if not self.path.parent.is_dir():
@@ -493,14 +511,18 @@ class RatingsFile:
         before, self.lock = self.held.get(self.path), self.path.with_name(f".{self.path.name}.lock")
         self.handle = before.handle if before else try_lock(self.lock)
         if self.handle is None:
-            raise FileExistsError(f"{path} is in use: another notebook or process is rating there; close it, or pass "
-                                  "another out")
-        self.held[self.path] = self
+            raise FileExistsError(f"{path} is in use: another notebook or process is rating there; close it, "
+                                  "or pass another out")
         try:
-            self.ratings = self._read()
+            self.ratings = [rating for rating in self._read() if rating.rater == rater]
+            if self.ratings and self.ratings[0].seed != seed:
+                raise ValueError(f"{rater} began {self.path.name} with seed={self.ratings[0].seed}; pass "
+                                 "that, or another rater or out")
         except BaseException:
-            self.close()
+            if not before:
+                unlock(self.lock, self.handle)
             raise
+        self.held[self.path] = self
 
     def _read(self) -> list[Rating]:
         "The answers so far; part of a line at the end is cut off"
@@ -511,19 +533,19 @@ class RatingsFile:
             if not data.endswith(b"\n"):
                 whole = data.rsplit(b",", 1)[-1].strip() == self.test.encode()
                 file.write(b"\n") if whole else file.truncate(data.rfind(b"\n") + 1)
-        found = read_ratings(self.path)
-        if found and found[0].test != self.test:
-            raise ValueError(f"{self.path.name} holds ratings of another test (other sounds, captions, questions or "
-                             "level); pass another out")
-        return found
+        tests = {rating.test for rating in _rows(self.path)}
+        if tests - {self.test}:
+            raise ValueError(f"{self.path.name} holds ratings of another test (other sounds, captions, "
+                             "questions or level); pass another out")
+        return read_ratings(self.path)
 
     def append(self,
         rating: Rating,
     ):
         "Write one answer to the disk"
         if self.held.get(self.path) is not self:
-            raise RuntimeError(f"this test no longer writes to {self.path.name}: it was closed, or a later test has "
-                               "taken the file over")
+            raise RuntimeError(f"this test no longer writes to {self.path.name}: it was closed, or a later "
+                               "test has taken the file over")
         with open(self.path, "ab") as file:
             file.write(_as_line(rating))
             file.flush()
@@ -553,9 +575,9 @@ def shuffled_trials(
     pairs = sorted(((item, system) for item in stimuli.files for system in stimuli.systems), key=place)
     return [Trial(n, item, system, stimuli.captions[item]) for n, (item, system) in enumerate(pairs)]
 
-# %% ../../nbs/labs/listening.ipynb #81464a02
+# %% ../../nbs/labs/listening.ipynb #041aa5f5
 class ListeningTest:
-    "A blind listening test of one rater; what was answered before, under the same name and seed, is still there"
+    "A blind listening test of one rater; what was answered before with the same seed is still there"
     def __init__(self,
         systems: Mapping[str, str | os.PathLike] | Sequence[str | os.PathLike], # name -> folder, or folders
         out: str | os.PathLike, # CSV file for the answers
@@ -573,22 +595,19 @@ class ListeningTest:
         if isinstance(questions, str) or not self.questions or not {*self.questions} <= {*QUESTIONS}:
             raise ValueError(f"questions must be some of {list(QUESTIONS)}, got {questions!r}")
         self.seed, asked = whole_number(seed, "seed"), reference is not None if anchors is None else anchors
-        self.stimuli = Stimuli(systems, captions, reference, self.questions if asked else (), level, sample_rate,
-                               seconds)
+        self.stimuli = Stimuli(systems, captions, reference, self.questions if asked else (), level,
+                               sample_rate, seconds)
         self.trials = shuffled_trials(self.stimuli, self.rater, self.seed)
-        self.file = RatingsFile(out, self.stimuli.fingerprint(self.questions))
-        mine = [rating for rating in self.file.ratings if rating.rater == self.rater]
-        if mine and mine[0].seed != self.seed:
-            self.file.close()
-            raise ValueError(f"{self.rater} began {Path(out).name} with seed={mine[0].seed}; pass that, or another "
-                             "rater or out")
-        number = {trial[1:3]: trial.number for trial in self.trials}
-        self.answers = {(number[r.item, r.system], r.question): r.value for r in mine}       # in the order of the answers
+        self.file = RatingsFile(out, self.stimuli.fingerprint(self.questions), self.rater, self.seed)
+        numbers = {trial[1:3]: trial.number for trial in self.trials}
+        self.answers = {(numbers[r.item, r.system], r.question): r.value       # in the order of the answers
+                        for r in self.file.ratings}
 
     @property
     def next_trial(self) -> Trial | None:
         "The first one that lacks an answer; None: all is done"
-        return next((t for t in self.trials if any((t.number, q) not in self.answers for q in self.questions)), None)
+        return next((trial for trial in self.trials
+                     if any((trial.number, q) not in self.answers for q in self.questions)), None)
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -600,47 +619,45 @@ class ListeningTest:
         "The sound of a trial, levelled"
         return self.stimuli.audio(trial.item, trial.system)
 
+    def answer(self,
+        trial: Trial | int, # or its number
+        question: str, # OVL or REL
+        value: int, # 1 to 100
+        seconds: float = 0.0, # that the trial was on the screen
+    ):
+        "Write an answer; a second one to the same question replaces the first"
+        number = whole_number(getattr(trial, "number", trial), "trial", 0, len(self.trials) - 1)
+        if question not in self.questions:
+            raise ValueError(f"question must be one of {self.questions}, got {question!r}")
+        value, seconds = whole_number(value, "value", *SCALE), real_number(seconds, "seconds", 0)
+        self._write(self.trials[number], question, value, seconds)
+        self.answers.pop((number, question), None)
+        self.answers[number, question] = value
+
+    def undo(self) -> Trial | None: # None: nothing was answered
+        "Withdraw the answers to the trial that was answered last"
+        trial = self.trials[next(reversed(self.answers))[0]] if self.answers else None
+        for number, question in [key for key in self.answers if trial and key[0] == trial.number]:
+            self._write(trial, question, None, 0.0)
+            del self.answers[number, question]
+        return trial
+
+    def _write(self, trial, question, value, seconds):
+        "A row with all that is known of the answer"
+        now, length = datetime.now(timezone.utc), self.stimuli.lengths[trial.item, trial.system]
+        self.file.append(Rating(now.isoformat(timespec="seconds"), self.rater, self.seed, trial.number,
+                                trial.item, trial.system, self.stimuli.role(trial.system), question, value,
+                                seconds, length, self.file.test))
+
+    def show(self) -> "ListeningPanel": # shows itself as the last value of a cell
+        "Open the test on the screen"
+        return ListeningPanel(self)
+
     def close(self):
         "Let others have the file"
         self.file.close()
 
-# %% ../../nbs/labs/listening.ipynb #61e4250a
-def _row(test: ListeningTest, trial: Trial, question: str, value: int | None, seconds: float) -> Rating:
-    "An answer with all that is known of it"
-    return Rating(datetime.now(timezone.utc).isoformat(timespec="seconds"), test.rater, test.seed, trial.number,
-                  trial.item, trial.system, test.stimuli.role(trial.system), question, value,
-                  real_number(seconds, "seconds", 0), test.stimuli.lengths[trial.item, trial.system], test.file.test)
-
-# %% ../../nbs/labs/listening.ipynb #6646a1d4
-@patch
-def answer(self: ListeningTest,
-    trial: Trial | int, # or its number
-    question: str, # OVL or REL
-    value: int, # 1 to 100
-    seconds: float = 0.0, # since the trial was shown
-):
-    "Write an answer; a second one to the same question replaces the first"
-    trial = self.trials[whole_number(getattr(trial, "number", trial), "trial", 0, len(self.trials) - 1)]
-    if question not in self.questions:
-        raise ValueError(f"question must be one of {self.questions}, got {question!r}")
-    value = whole_number(value, "value", *SCALE)
-    self.file.append(_row(self, trial, question, value, seconds))
-    self.answers.pop((trial.number, question), None)
-    self.answers[trial.number, question] = value
-
-@patch
-def undo(self: ListeningTest) -> Trial | None: # None: nothing was answered
-    "Withdraw the answers to the trial that was answered last"
-    if not self.answers:
-        return None
-    trial = self.trials[next(reversed(self.answers))[0]]
-    for question in self.questions:
-        if (trial.number, question) in self.answers:
-            self.file.append(_row(self, trial, question, None, 0.0))
-            del self.answers[trial.number, question]
-    return trial
-
-# %% ../../nbs/labs/listening.ipynb #c819d3a7
+# %% ../../nbs/labs/listening.ipynb #a20bd38f
 def _sound_html(audio: torch.Tensor, sample_rate: int, autoplay: bool) -> str:
     "A player that knows nothing but the samples"
     import base64
@@ -654,83 +671,82 @@ def _rating_slider(question: str):
     import ipywidgets as w
     slider = w.IntSlider(50, *SCALE, description=question, layout=w.Layout(width="420px"))
     ends = w.Label(f"{SCALE[0]}: bad"), w.Label(f"{SCALE[1]}: excellent")
-    return slider, w.VBox([w.HTML(f"<b>{html.escape(QUESTIONS[question])}</b>"), w.HBox([ends[0], slider, ends[1]])])
+    row = w.HBox([ends[0], slider, ends[1]])
+    return slider, w.VBox([w.HTML(f"<b>{html.escape(QUESTIONS[question])}</b>"), row])
 
-# %% ../../nbs/labs/listening.ipynb #3f3e7ade
+def _button(name: str, icon: str, act: Callable):
+    "A button that does something"
+    import ipywidgets as w
+    made = w.Button(description=name, icon=icon)
+    made.on_click(lambda _: act())
+    return made
+
+# %% ../../nbs/labs/listening.ipynb #c29e1c1d
 class ListeningPanel:
     "The screen of a test: a text, a player, a slider for each question, Back, Undo and Next"
     def __init__(self,
         test: ListeningTest,
     ):
         import ipywidgets as w
-        self.test, self.at, self.touched, self.start = test, None, set(), 0.0
+        self.test, self.at, self.touched, self.start, self.spent = test, None, set(), 0.0, {}
         self.head, self.player, self.line = w.HTML(), w.HTML(), w.HTML()
         self.bar = w.IntProgress(0, max=len(test.trials), layout=w.Layout(width="420px", height="10px"))
         pairs = {question: _rating_slider(question) for question in test.questions}
         self.sliders = {question: slider for question, (slider, _) in pairs.items()}
         for question, slider in self.sliders.items():
-            slider.observe(lambda _, question=question: self.touch(question), "value")
-        self.back, self.undo, self.next = (w.Button(description=name, icon=icon) for name, icon in
-                                           (("Back", "arrow-left"), ("Undo", "undo"), ("Next", "arrow-right")))
-        self.back.on_click(lambda _: self.try_to(lambda: self.show(self.at.number - 1 if self.at else -1)))
-        self.undo.on_click(lambda _: self.try_to(self.withdraw))
-        self.next.on_click(lambda _: self.try_to(self.store))
+            slider.observe(lambda _, question=question: self._touch(question), "value")
+        self.back, self.undo, self.next = (
+            _button(name, icon, lambda act=act: self._try_to(act)) for name, icon, act in
+            (("Back", "arrow-left", self._go_back), ("Undo", "undo", self._withdraw),
+             ("Next", "arrow-right", self._store)))
         self.form = w.VBox([self.player, *(box for _, box in pairs.values())])
-        self.widget = w.VBox([self.bar, self.head, self.form, w.HBox([self.back, self.undo, self.next]), self.line])
-        self.show(getattr(test.next_trial, "number", None), autoplay=False)
+        buttons = w.HBox([self.back, self.undo, self.next])
+        self.widget = w.VBox([self.bar, self.head, self.form, buttons, self.line])
+        self.show(test.next_trial, autoplay=False)
 
-    def show(self, number: int | None, autoplay: bool = True):
-        "Show a trial, with its answers if it has some; None: the end"
-        self.at = None if number is None else self.test.trials[number]
-        done, total = self.test.progress
-        self.bar.value, self.form.layout.display = done, "none" if self.at is None else ""
-        self.back.disabled, self.undo.disabled = number == 0, not self.test.answers
-        self.touched, self.next.disabled = set(), True
-        if self.at is None:
+    def show(self,
+        trial: Trial | None, # None: the end
+        autoplay: bool = True,
+    ):
+        "Show a trial, with its answers if it has some"
+        (done, total), self.at, self.touched, self.next.disabled = self.test.progress, trial, set(), True
+        self.bar.value, self.form.layout.display = done, "" if trial else "none"
+        self.back.disabled, self.undo.disabled = bool(trial and trial.number == 0), not self.test.answers
+        if trial is None:
             self.head.value, self.player.value = f"All {total} sounds are rated. Thank you!", ""
             return
-        self.head.value = f"Sound {number + 1} of {total}: <b>{html.escape(self.at.caption)}</b>"
-        self.player.value = _sound_html(self.test.audio(self.at), self.test.stimuli.sample_rate, autoplay)
-        old = {q: self.test.answers.get((number, q)) for q in self.sliders}
+        self.head.value = f"Sound {trial.number + 1} of {total}: <b>{html.escape(trial.caption)}</b>"
+        self.player.value = _sound_html(self.test.audio(trial), self.test.stimuli.sample_rate, autoplay)
+        old = {question: self.test.answers.get((trial.number, question)) for question in self.sliders}
         for question, slider in self.sliders.items():
             slider.value = old[question] or 50
-        self.touched, self.start = {q for q, value in old.items() if value}, time.monotonic()
+        self.touched, self.start = {question for question, value in old.items() if value}, time.monotonic()
         self.next.disabled = self.touched != set(self.sliders)
 
-    def touch(self, question: str):
-        "A slider was moved"
+    def _touch(self, question):
         self.touched.add(question)
         self.next.disabled = self.touched != set(self.sliders)
 
+    def _go_back(self): self.show(self.test.trials[self.at.number - 1 if self.at else -1])
+
+    def _withdraw(self): self.show(self.test.undo() or self.at)
+
+    def _store(self):
+        "Write the answers and go on; a second click comes when the sliders of the next trial are untouched"
+        if self.at and self.touched == set(self.sliders):
+            number = self.at.number
+            self.spent[number] = self.spent.get(number, 0.0) + time.monotonic() - self.start
+            for question, slider in self.sliders.items():
+                self.test.answer(number, question, slider.value, self.spent[number])
+            self.show(self.test.next_trial)
+            next(iter(self.sliders.values())).focus()                   # the arrow keys move the first slider
+
+    def _try_to(self, act):
+        "Do something; whatever goes wrong is said below the buttons, and no answer is taken for written"
+        self.line.value = ""
+        try:
+            act()
+        except (ValueError, RuntimeError, OSError) as e:
+            self.line.value = f"<span style='color:#c62828'>{html.escape(str(e))}</span>"
+
     def _repr_mimebundle_(self, **kwargs): return self.widget._repr_mimebundle_(**kwargs)
-
-# %% ../../nbs/labs/listening.ipynb #396a43ce
-@patch
-def store(self: ListeningPanel):
-    "Write the answers that stand there, and go on"
-    seconds = time.monotonic() - self.start
-    for question, slider in self.sliders.items():
-        self.test.answer(self.at, question, slider.value, seconds)
-    self.show(getattr(self.test.next_trial, "number", None))
-    next(iter(self.sliders.values())).focus()                       # the arrow keys move the first slider
-
-@patch
-def withdraw(self: ListeningPanel):
-    "Withdraw the last answers and show their trial again"
-    if trial := self.test.undo():
-        self.show(trial.number)
-
-@patch
-def try_to(self: ListeningPanel, act):
-    "Do something; whatever goes wrong is said below the buttons, and no answer is taken for written"
-    self.line.value = ""
-    try:
-        act()
-    except (ValueError, RuntimeError, OSError) as e:
-        self.line.value = f"<span style='color:#c62828'>{html.escape(str(e))}</span>"
-
-# %% ../../nbs/labs/listening.ipynb #c6d5e2a4
-@patch
-def show(self: ListeningTest) -> ListeningPanel: # shows itself as the last value of a cell
-    "Open the test on the screen"
-    return ListeningPanel(self)
