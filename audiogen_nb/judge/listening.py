@@ -102,7 +102,7 @@ class Rating(NamedTuple):
     length: float        # of the sound (s)
     test: str            # fingerprint
 
-# %% ../../nbs/labs/listening.ipynb #96fdad0c
+# %% ../../nbs/labs/listening.ipynb #2c922a60
 def _guard(cell: str) -> str:
     "A cell that no table program takes for a formula"
     return "'" + cell if cell[:1] in tuple("=+-@'") else cell
@@ -123,6 +123,7 @@ def _as_line(rating: Rating) -> bytes:
     csv.writer(line, lineterminator="\n").writerow(map(_guard, cells))
     return line.getvalue().encode()
 
+# %% ../../nbs/labs/listening.ipynb #2a7067f5
 def _rows(path: Path) -> Iterator[Rating]:
     "All rows of a file, in their order"
     if not path.is_file():
@@ -247,7 +248,7 @@ def _scores(ratings: Sequence[Rating], pairs: bool) -> list[dict]:
                              "low": round(low, 2), "high": round(high, 2), "answers": n})
     return rows
 
-# %% ../../nbs/labs/listening.ipynb #6509c9de
+# %% ../../nbs/labs/listening.ipynb #5b2b126d
 @dataclass(frozen=True)
 class ListeningSummary:
     "What a listening test found; printed, it is a few tables"
@@ -269,6 +270,7 @@ class ListeningSummary:
             parts += ["**Differences inside raters and items**", format_table(self.differences)]
         return "\n\n".join(parts)
 
+# %% ../../nbs/labs/listening.ipynb #daac5887
 def summarise(
     ratings: str | os.PathLike | Sequence, # files of ratings of one test, or what `read_ratings` gave
     **rules, # of `screen_raters`
@@ -575,7 +577,14 @@ def shuffled_trials(
     pairs = sorted(((item, system) for item in stimuli.files for system in stimuli.systems), key=place)
     return [Trial(n, item, system, stimuli.captions[item]) for n, (item, system) in enumerate(pairs)]
 
-# %% ../../nbs/labs/listening.ipynb #041aa5f5
+# %% ../../nbs/labs/listening.ipynb #3c92455e
+def _rating(test, trial: Trial, question: str, value: int | None, seconds: float) -> Rating:
+    "An answer with all that is known of it"
+    now, role = datetime.now(timezone.utc), test.stimuli.role(trial.system)
+    return Rating(now.isoformat(timespec="seconds"), test.rater, test.seed, trial.number, trial.item, trial.system,
+                  role, question, value, seconds, test.stimuli.lengths[trial.item, trial.system], test.file.test)
+
+# %% ../../nbs/labs/listening.ipynb #5196fc61
 class ListeningTest:
     "A blind listening test of one rater; what was answered before with the same seed is still there"
     def __init__(self,
@@ -630,7 +639,7 @@ class ListeningTest:
         if question not in self.questions:
             raise ValueError(f"question must be one of {self.questions}, got {question!r}")
         value, seconds = whole_number(value, "value", *SCALE), real_number(seconds, "seconds", 0)
-        self._write(self.trials[number], question, value, seconds)
+        self.file.append(_rating(self, self.trials[number], question, value, seconds))
         self.answers.pop((number, question), None)
         self.answers[number, question] = value
 
@@ -638,16 +647,9 @@ class ListeningTest:
         "Withdraw the answers to the trial that was answered last"
         trial = self.trials[next(reversed(self.answers))[0]] if self.answers else None
         for number, question in [key for key in self.answers if trial and key[0] == trial.number]:
-            self._write(trial, question, None, 0.0)
+            self.file.append(_rating(self, trial, question, None, 0.0))
             del self.answers[number, question]
         return trial
-
-    def _write(self, trial, question, value, seconds):
-        "A row with all that is known of the answer"
-        now, length = datetime.now(timezone.utc), self.stimuli.lengths[trial.item, trial.system]
-        self.file.append(Rating(now.isoformat(timespec="seconds"), self.rater, self.seed, trial.number,
-                                trial.item, trial.system, self.stimuli.role(trial.system), question, value,
-                                seconds, length, self.file.test))
 
     def show(self) -> "ListeningPanel": # shows itself as the last value of a cell
         "Open the test on the screen"
@@ -657,7 +659,7 @@ class ListeningTest:
         "Let others have the file"
         self.file.close()
 
-# %% ../../nbs/labs/listening.ipynb #a20bd38f
+# %% ../../nbs/labs/listening.ipynb #6d69751e
 def _sound_html(audio: torch.Tensor, sample_rate: int, autoplay: bool) -> str:
     "A player that knows nothing but the samples"
     import base64
@@ -674,14 +676,20 @@ def _rating_slider(question: str):
     row = w.HBox([ends[0], slider, ends[1]])
     return slider, w.VBox([w.HTML(f"<b>{html.escape(QUESTIONS[question])}</b>"), row])
 
-def _button(name: str, icon: str, act: Callable):
-    "A button that does something"
+def _button(name: str, icon: str, act: Callable, line):
+    "A button that does something; whatever goes wrong is said in `line`, and no answer is taken for written"
     import ipywidgets as w
+    def press(_):
+        line.value = ""
+        try:
+            act()
+        except (ValueError, RuntimeError, OSError) as e:
+            line.value = f"<span style='color:#c62828'>{html.escape(str(e))}</span>"
     made = w.Button(description=name, icon=icon)
-    made.on_click(lambda _: act())
+    made.on_click(press)
     return made
 
-# %% ../../nbs/labs/listening.ipynb #c29e1c1d
+# %% ../../nbs/labs/listening.ipynb #3c6cd1b0
 class ListeningPanel:
     "The screen of a test: a text, a player, a slider for each question, Back, Undo and Next"
     def __init__(self,
@@ -696,7 +704,7 @@ class ListeningPanel:
         for question, slider in self.sliders.items():
             slider.observe(lambda _, question=question: self._touch(question), "value")
         self.back, self.undo, self.next = (
-            _button(name, icon, lambda act=act: self._try_to(act)) for name, icon, act in
+            _button(name, icon, act, self.line) for name, icon, act in
             (("Back", "arrow-left", self._go_back), ("Undo", "undo", self._withdraw),
              ("Next", "arrow-right", self._store)))
         self.form = w.VBox([self.player, *(box for _, box in pairs.values())])
@@ -740,13 +748,5 @@ class ListeningPanel:
                 self.test.answer(number, question, slider.value, self.spent[number])
             self.show(self.test.next_trial)
             next(iter(self.sliders.values())).focus()                   # the arrow keys move the first slider
-
-    def _try_to(self, act):
-        "Do something; whatever goes wrong is said below the buttons, and no answer is taken for written"
-        self.line.value = ""
-        try:
-            act()
-        except (ValueError, RuntimeError, OSError) as e:
-            self.line.value = f"<span style='color:#c62828'>{html.escape(str(e))}</span>"
 
     def _repr_mimebundle_(self, **kwargs): return self.widget._repr_mimebundle_(**kwargs)
