@@ -577,12 +577,13 @@ def shuffled_trials(
     pairs = sorted(((item, system) for item in stimuli.files for system in stimuli.systems), key=place)
     return [Trial(n, item, system, stimuli.captions[item]) for n, (item, system) in enumerate(pairs)]
 
-# %% ../../nbs/labs/listening.ipynb #3c92455e
+# %% ../../nbs/labs/listening.ipynb #f2dd72fc
 def _rating(test, trial: Trial, question: str, value: int | None, seconds: float) -> Rating:
     "An answer with all that is known of it"
     now, role = datetime.now(timezone.utc), test.stimuli.role(trial.system)
-    return Rating(now.isoformat(timespec="seconds"), test.rater, test.seed, trial.number, trial.item, trial.system,
-                  role, question, value, seconds, test.stimuli.lengths[trial.item, trial.system], test.file.test)
+    length = test.stimuli.lengths[trial.item, trial.system]
+    return Rating(now.isoformat(timespec="seconds"), test.rater, test.seed, *trial[:3], role, question, value,
+                  seconds, length, test.file.test)
 
 # %% ../../nbs/labs/listening.ipynb #5196fc61
 class ListeningTest:
