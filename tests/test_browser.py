@@ -192,6 +192,13 @@ def test_a_sound_is_rated_blindly_in_the_browser(lab, browser, book, tmp_path):
             page.keyboard.press("Enter")
         page.locator("button.jupyter-button:enabled", has_text="Next").click()
     page.locator(".widget-html", has_text="Sound 3 of 4").first.wait_for()
+    page.locator("button.jupyter-button:focus", has_text="Undo").wait_for()
+    for _ in range(10):                                                 # no mouse is needed to go on
+        page.keyboard.press("Tab")
+        if page.locator(".noUi-handle:focus").count():
+            break
+    page.keyboard.press("ArrowRight")
+    page.locator(".widget-hslider:has-text('OVL') .widget-readout", has_text="51").wait_for()
     shown = page.locator(".jp-OutputArea").inner_html()
     assert not [word for word in ("recordings", "secret", ".wav") if word in shown]
     answers = {(r.trial, r.question): r.value for r in read_ratings(book / "ratings.csv")}

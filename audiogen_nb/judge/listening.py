@@ -690,7 +690,7 @@ def _button(name: str, icon: str, act: Callable, line):
     made.on_click(press)
     return made
 
-# %% ../../nbs/labs/listening.ipynb #3c6cd1b0
+# %% ../../nbs/labs/listening.ipynb #a2f33119
 class ListeningPanel:
     "The screen of a test: a text, a player, a slider for each question, Back, Undo and Next"
     def __init__(self,
@@ -709,8 +709,7 @@ class ListeningPanel:
             (("Back", "arrow-left", self._go_back), ("Undo", "undo", self._withdraw),
              ("Next", "arrow-right", self._store)))
         self.form = w.VBox([self.player, *(box for _, box in pairs.values())])
-        buttons = w.HBox([self.back, self.undo, self.next])
-        self.widget = w.VBox([self.bar, self.head, self.form, buttons, self.line])
+        self.widget = w.VBox([self.bar, self.head, w.HBox([self.back, self.undo]), self.form, self.next, self.line])
         self.show(test.next_trial, autoplay=False)
 
     def show(self,
@@ -748,6 +747,6 @@ class ListeningPanel:
             for question, slider in self.sliders.items():
                 self.test.answer(number, question, slider.value, self.spent[number])
             self.show(self.test.next_trial)
-            next(iter(self.sliders.values())).focus()                   # the arrow keys move the first slider
+            self.undo.focus()                           # for the keyboard: Tab leads on to the first slider
 
     def _repr_mimebundle_(self, **kwargs): return self.widget._repr_mimebundle_(**kwargs)
