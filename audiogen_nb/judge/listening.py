@@ -690,7 +690,7 @@ def _button(name: str, icon: str, act: Callable, line):
     made.on_click(press)
     return made
 
-# %% ../../nbs/labs/listening.ipynb #a2f33119
+# %% ../../nbs/labs/listening.ipynb #8aa3d8a9
 class ListeningPanel:
     "The screen of a test: a text, a player, a slider for each question, Back, Undo and Next"
     def __init__(self,
@@ -709,7 +709,8 @@ class ListeningPanel:
             (("Back", "arrow-left", self._go_back), ("Undo", "undo", self._withdraw),
              ("Next", "arrow-right", self._store)))
         self.form = w.VBox([self.player, *(box for _, box in pairs.values())])
-        self.widget = w.VBox([self.bar, self.head, w.HBox([self.back, self.undo]), self.form, self.next, self.line])
+        upper = w.HBox([self.back, self.undo])
+        self.widget = w.VBox([self.bar, self.head, upper, self.form, self.next, self.line])
         self.show(test.next_trial, autoplay=False)
 
     def show(self,
