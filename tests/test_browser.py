@@ -1,4 +1,4 @@
-"""The front page in a real browser: run it, type, press Generate, listen, press Stop."""
+"""The front page in a real browser: run it, type, press Generate, listen, press Stop. And a blind listening test: hear, rate, undo."""
 import json
 import os
 import re
@@ -33,13 +33,38 @@ def slowed(notebook):
     return notebook
 
 
+RATING = """from audiogen_nb.data.toy_kinds import toy_clip
+from audiogen_nb.judge.listening import ListeningTest
+from audiogen_nb.sound import save_audio
+for name, seed in (("recordings", 0), ("secret", 1)):
+    for kind in ("dog", "bell"):
+        (folder := Path("rated") / name).mkdir(parents=True, exist_ok=True)
+        save_audio(folder / f"{kind}.wav", toy_clip(kind, seed, 1.0).audio, 16_000, overwrite=True)
+ListeningTest(["rated/recordings", "rated/secret"], "ratings.csv", "anna", {"dog": "a dog barks", "bell": "a bell rings"}).show()"""
+
+
+def rating_notebook():
+    "A notebook with a listening test of four trials"
+    cell = {"cell_type": "code", "id": "rating", "metadata": {}, "source": "from pathlib import Path\n" + RATING, "outputs": [],
+            "execution_count": None}
+    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    return {"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
+
+
 @pytest.fixture(scope="module")
-def lab(root, tmp_path_factory):
-    "Address of a JupyterLab over a copy of the book, with settings of its own"
-    home = tmp_path_factory.mktemp("lab")
-    book = home / "book"
+def book(root, tmp_path_factory):
+    "A copy of the book, and beside its front page a notebook with a listening test"
+    book = tmp_path_factory.mktemp("lab") / "book"
     shutil.copytree(root / "nbs", book / "nbs", ignore=shutil.ignore_patterns(".*", "__pycache__"))
     (book / "index.ipynb").write_text(json.dumps(slowed(json.loads((root / "index.ipynb").read_text(encoding="utf-8")))))
+    (book / "rating.ipynb").write_text(json.dumps(rating_notebook()))
+    return book
+
+
+@pytest.fixture(scope="module")
+def lab(book):
+    "Address of a JupyterLab over the book, with settings of its own"
+    home = book.parent
     quiet = home / "config/lab/user-settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
     quiet.parent.mkdir(parents=True)
     quiet.write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True}))
@@ -63,7 +88,7 @@ def lab(root, tmp_path_factory):
                 time.sleep(0.25)
         else:
             raise AssertionError((home / "log").read_text()[-2000:])
-        yield f"http://127.0.0.1:{port}/lab/tree/index.ipynb?reset"
+        yield f"http://127.0.0.1:{port}/lab/tree/"
     finally:
         server.terminate()
         try:
@@ -84,18 +109,28 @@ def run_all(page):
 
 
 @pytest.fixture(scope="module")
-def page(lab):
-    "The front page, every cell run"
+def browser():
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[
             "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"])
-        page = browser.new_page(viewport={"width": 1200, "height": 900})
-        page.set_default_timeout(300_000)
-        page.goto(lab)
-        page.get_by_text(re.compile(r"\| Idle$")).first.wait_for()      # the status bar, once the kernel is up
-        run_all(page)
-        yield page
+        yield browser
         browser.close()
+
+
+def opened(browser, address):
+    "A page with a notebook, every cell run"
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page.set_default_timeout(300_000)
+    page.goto(address)
+    page.get_by_text(re.compile(r"\| Idle$")).first.wait_for()          # the status bar, once the kernel is up
+    run_all(page)
+    return page
+
+
+@pytest.fixture(scope="module")
+def page(lab, browser):
+    "The front page, every cell run"
+    return opened(browser, f"{lab}index.ipynb?reset")
 
 
 def set_seconds(page, seconds):
@@ -138,3 +173,38 @@ def test_stop_in_the_browser_keeps_the_history(page, tmp_path):
 def test_nothing_on_the_page_ended_in_an_error(page):
     assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr'] >> text=Traceback").count() == 0
     assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']").count() == 0
+
+
+def test_a_sound_is_rated_blindly_in_the_browser(lab, browser, book, tmp_path):
+    from audiogen_nb.judge.listening import read_ratings
+    page = opened(browser, f"{lab}rating.ipynb?reset")
+    button = {name: page.locator("button.jupyter-button", has_text=name) for name in ("Next", "Undo")}
+    for n, (ovl, rel) in enumerate([(35, 80), (1, 100)]):
+        page.locator(".widget-html", has_text=f"Sound {n + 1} of 4").first.wait_for()
+        page.wait_for_function("document.querySelector('.widget-html audio').readyState >= 1")
+        decoded = page.evaluate(DECODE)
+        assert abs(decoded["duration"] - 1.0) < 0.01 and decoded["rms"] > 0.003, decoded
+        assert button["Next"].is_disabled()                             # nothing was rated yet
+        for question, value in (("OVL", ovl), ("REL", rel)):
+            page.locator(f".widget-hslider:has-text('{question}') .widget-readout").click()
+            page.keyboard.press("Control+A")
+            page.keyboard.type(str(value))
+            page.keyboard.press("Enter")
+        page.locator("button.jupyter-button:enabled", has_text="Next").click()
+    page.locator(".widget-html", has_text="Sound 3 of 4").first.wait_for()
+    page.locator("button.jupyter-button:focus", has_text="Undo").wait_for()
+    for _ in range(10):                                                 # no mouse is needed to go on
+        page.keyboard.press("Tab")
+        if page.locator(".noUi-handle:focus").count():
+            break
+    page.keyboard.press("ArrowRight")
+    page.locator(".widget-hslider:has-text('OVL') .widget-readout", has_text="51").wait_for()
+    shown = page.locator(".jp-OutputArea").inner_html()
+    assert not [word for word in ("recordings", "secret", ".wav") if word in shown]
+    answers = {(r.trial, r.question): r.value for r in read_ratings(book / "ratings.csv")}
+    assert answers == {(0, "OVL"): 35, (0, "REL"): 80, (1, "OVL"): 1, (1, "REL"): 100}
+    page.screenshot(path=tmp_path / "rating.png")
+    button["Undo"].click()
+    page.locator(".widget-html", has_text="Sound 2 of 4").first.wait_for()
+    assert len(read_ratings(book / "ratings.csv")) == 2
+    page.close()
