@@ -208,7 +208,7 @@ def tiny_clap(hf, folder, fusion=False):
                 pad_token_id=0)
     hears = dict(num_mel_bins=64, spec_size=128, hidden_size=16, patch_embeds_hidden_size=8, depths=[1, 1], num_attention_heads=[2, 2],
                  window_size=4, patch_size=4, patch_stride=[4, 4], num_hidden_layers=2, enable_fusion=fusion,
-                 **({"fusion_type": "channel_map"} if fusion else {}))
+                 **({"fusion_type": "aff_2d"} if fusion else {}))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         hf.ClapModel(hf.ClapConfig(text_config=text, audio_config=hears, projection_dim=12)).save_pretrained(folder)
@@ -385,7 +385,7 @@ def published(net):
         j = int(j)
         state[f"fc.{heads.index(i)}.{j}.{what}" if part == "heads" else
               f"embedding_net.conv_block{int(i) + 1}.{'bn' if j % 3 else 'conv'}{j // 3 + 1}.{what}"] = value
-    return state, {name: (np.int64(i), net.heads[name][-1].out_features) for i, name in enumerate(heads)}
+    return state, {name: (i, net.heads[name][-1].out_features) for i, name in enumerate(heads)}
 
 
 def kept(folder, monkeypatch, made):

@@ -190,7 +190,7 @@ def _run(ear: Embedder, network: Callable, audio, sample_rate: int, batch_size: 
     flush()
     return list(torch.cat(done).split(counts))
 
-# %% ../../nbs/labs/embedding.ipynb #0db78542
+# %% ../../nbs/labs/embedding.ipynb #fe2dd31d
 class AiSFX(Embedder):
     "aiSFX: 512 numbers for each 2.3 s, of a network that was trained to name sound effects"
     def __init__(self,
@@ -208,7 +208,8 @@ class AiSFX(Embedder):
 
     def hear(self, blocks: torch.Tensor) -> torch.Tensor: return self.net(blocks)
 
-    def classify(self, blocks: torch.Tensor) -> torch.Tensor: return self.net.heads[self.head](self.net(blocks))
+    def classify(self, blocks: torch.Tensor) -> torch.Tensor:
+        return self.net.heads[self.head](self.net(blocks))
 
     def state(self) -> tuple[dict, dict[str, torch.Tensor]]: return {"head": self.head}, self.net.state_dict()
 
@@ -290,7 +291,7 @@ def _aisfx_state(path: Path) -> dict[str, torch.Tensor]:
             state[".".join(["stages", str(int(parts[1][-1]) - 1), str(layer), parts[3]])] = value
     return state
 
-# %% ../../nbs/labs/embedding.ipynb #0eba0fdd
+# %% ../../nbs/labs/embedding.ipynb #63144403
 def load_aisfx(
     folder: str | Path | None = None, # what `fetch_judge` made; None means its place in the cache
     head: str = "prosfx", # whose categories `logits` scores
@@ -299,7 +300,8 @@ def load_aisfx(
     "The published aiSFX, if its weights are here"
     folder = cache_dir() / "judge" / "aisfx" if folder is None else Path(folder)
     if not (folder / "checkpoint.pth").is_file():
-        raise FileNotFoundError(f"no weights of aiSFX in {folder}; fetch them once with: audiogen-nb fetch-judge")
+        raise FileNotFoundError(f"no weights of aiSFX in {folder}; fetch them once with: "
+                                "audiogen-nb fetch-judge")
     if not _is_whole(folder / "checkpoint.pth", _CHECKPOINT):
         raise ValueError(f"{folder / 'checkpoint.pth'} is not the published checkpoint; delete {folder} and "
                          "call: audiogen-nb fetch-judge")
