@@ -302,7 +302,7 @@ def test_tensorboard_files_of_a_resumed_run_have_every_step_once(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     for n_steps in (3, 6):
         fit_codec_from_config(write(tmp_path, n_steps=n_steps), tmp_path / "run", False, machine={"log_with": "tensorboard"})
-    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events = EventAccumulator(str(tmp_path / "run" / "audiogen_nb"))
     events.Reload()
     assert [e.step for e in events.Scalars("loss")] == list(range(6))
     assert math.isclose(events.Scalars("loss")[-1].value, read_log(tmp_path / "run")[-1]["loss"], rel_tol=1e-5)

@@ -367,6 +367,6 @@ def test_prepared_weights_say_what_they_are_not_for(tiny_folder, tmp_path):
 
 
 def test_every_seed_of_a_training_matters():
-    from audiogen_nb.train.loop import step_generator
+    from audiogen_nb.sampling.request import step_generator
     drawn = [torch.rand(1, generator=step_generator(seed, 3)).item() for seed in (5, 2 ** 32 + 5, 2 ** 33 + 5, 2 ** 63 - 1, -1)]
     assert len(set(drawn)) == 5

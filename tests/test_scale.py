@@ -2,6 +2,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -187,6 +188,12 @@ def test_a_finished_run_goes_on_with_more_steps_and_refuses_other_parts(world, o
         process = command(tmp_path, None, "fit-lm", path, "--out", one, "--quiet")
         _, err = process.communicate(timeout=120)
         assert process.returncode == 2 and f"was begun with {name} = " in err.splitlines()[-1] and "Traceback" not in err, err
+    shutil.copytree(world / "codec", tmp_path / "codec")
+    changed = state(tmp_path / "codec")
+    next(value for name, value in changed["codec"].items() if name.endswith("weight")).view(-1)[0] += 1
+    torch.save(changed, tmp_path / "codec" / "checkpoint.pt")
+    process = command(tmp_path, None, "fit-lm", world / "lm.json", "--codec-run", tmp_path / "codec", "--out", one, "--quiet")
+    assert "was begun with codec_weights = " in process.communicate(timeout=120)[1] and process.returncode == 2
     before = state(one)["lm"]["heads.weight"]
     done(command(tmp_path, None, "fit-lm", longer, "--out", one, "--quiet"))
     assert len(read_log(one)) == 14 and state(one)["step"] == 14

@@ -21,7 +21,7 @@ from ..pipeline import AudioGen
 from ..data.clips import Clip, normalise_caption
 from ..files import PACKAGE
 from .distances import wilson
-from ..train.loop import step_generator
+from ..sampling.request import step_generator
 from ..data.stream import fill_clip
 from .listener import Listener, confusions, rank_of
 from ..data.recordings import caption_table

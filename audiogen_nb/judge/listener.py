@@ -23,7 +23,8 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ..data.clips import Clip, split_clips
-from ..train.loop import step_generator, warmup_cosine
+from ..sampling.request import step_generator
+from ..train.loop import warmup_cosine
 from ..data.stream import fill_clip
 from ..train.tokens import clips_fingerprint
 from ..files import atomic_path, cache_dir

@@ -7,6 +7,7 @@ __all__ = ['PRECISIONS', 'Machine', 'accelerated', 'tracking', 'Alone', 'wrapped
            'WholeState', 'update']
 
 # %% ../../nbs/engine/acceleration.ipynb #e4bb0acf
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,6 +51,16 @@ class Machine:
             raise ValueError("float16 needs a GPU: its small gradients are scaled there; "
                              "use bfloat16 on a CPU")
 
+    @property
+    def kind(self) -> str:
+        "Type of the device: what \"auto\" stands for here"
+        if self.device != "auto":
+            return torch.device(self.device).type
+        wants_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+        if wants_cpu or not torch.accelerator.is_available():
+            return "cpu"
+        return torch.accelerator.current_accelerator().type
+
 # %% ../../nbs/engine/acceleration.ipynb #f0ebef4f
 @contextmanager
 def _own_state():
@@ -74,10 +85,9 @@ def accelerated(
     "Context: the device, the processes and the trackers of one training"
     accelerate = optional_import("accelerate", "training")
     names = [name.strip() for name in machine.log_with.split(",") if name.strip()]
-    on_cpu = machine.device == "cpu" or machine.device == "auto" and not torch.accelerator.is_available()
     with processes(), _own_state():
         accelerator = accelerate.Accelerator(
-            mixed_precision=PRECISIONS[machine.precision], cpu=on_cpu,
+            mixed_precision=PRECISIONS[machine.precision], cpu=machine.kind == "cpu",
             log_with=_trackers(names), project_dir=folder,
             kwargs_handlers=[accelerate.DistributedDataParallelKwargs(gradient_as_bucket_view=True)])
         if accelerator.num_processes != world_size():
@@ -109,7 +119,7 @@ def tracking(
     "What tells the trackers of a machine; they open with the first step that is told"
     def track(figures, step):
         if not accelerator.trackers:               # what a tracker has of this step and later ones is dropped
-            accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": step}})
+            accelerator.init_trackers("audiogen_nb", init_kwargs={"tensorboard": {"purge_step": step}})
         accelerator.log(figures, step)
     return track if machine.log_with else None
 

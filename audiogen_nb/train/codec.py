@@ -35,7 +35,7 @@ from .codec_step import (
     Adversary, check_clips, rebuild, reconstruction_losses, start_codebooks)
 from .loop import SCHEDULES, load_checkpoint, locks_folder, run_steps, update_average
 from .parts import read_shape
-from .runs import read_config, read_settings, record_recipe, training_clips
+from .runs import check_recipe, read_config, read_settings, record_recipe, training_clips
 from .tokens import clips_fingerprint
 
 # %% ../../nbs/engine/codec_training.ipynb #cc270e90
@@ -400,7 +400,7 @@ def fit_codec_from_config(
         load_checkpoint(Path(start_from) / "checkpoint.pt", {"codec": codec})
     groups, held_out = training_clips(config["data"], codec.sample_rate)
     with processes():
-        record_recipe(folder, config, start_from, clips_fingerprint([(1.0, group) for group in groups]),
-                      fixed=("codec",))
+        check_recipe(folder, config, ("codec",))
+        record_recipe(folder, config, start_from, clips_fingerprint([(1.0, group) for group in groups]))
         fit_codec(codec, groups, settings, folder, held_out, progress, machine)
     return codec

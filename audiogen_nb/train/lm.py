@@ -40,8 +40,8 @@ from .lm_step import blur_text, lm_loss
 from .loop import SCHEDULES, load_checkpoint, locks_folder, run_steps, update_average
 from .parts import (
     check_disk, check_fit, check_room, codec_origin, open_codec, open_text_encoder, read_shape)
-from .runs import read_config, read_recipe, read_settings, record_recipe
-from .shards import OnlineTokens
+from .runs import check_recipe, read_config, read_recipe, read_settings, record_recipe
+from .shards import OnlineTokens, weights_fingerprint
 from .tokens import cached_tokens, check_captions, drawn_crops, drawn_sets
 
 # %% ../../nbs/engine/lm_training.ipynb #941e0c39
@@ -345,6 +345,7 @@ def read_plan(
     for some in drawing.values():
         check_captions([clip for _, clips in some["groups"] for clip in getattr(clips, "refs", clips)],
                        text_encoder)
+    config["codec_weights"] = weights_fingerprint(codec)                   # what the codes mean
     return Plan(config, codec, str(source), text_encoder, lm_config, settings, generation, machine, drawing,
                 config["tokens"].get("online", False))
 
@@ -365,6 +366,7 @@ def fit_lm_from_config(
     "Encode the clips, train a language model on them, and save the whole model"
     folder, plan = Path(folder), read_plan(config_path, codec_run, start_from, machine)
     s, codec = plan.settings, plan.codec
+    check_recipe(folder, plan.config, ("lm", "text", "codec_weights"))
     with processes():
         check_room(plan.lm_config, s.batch_size, plan.n_frames, plan.machine, world_size())
         torch.manual_seed(fold_seed(s.seed))
@@ -373,7 +375,7 @@ def fit_lm_from_config(
             load_checkpoint(Path(start_from) / "checkpoint.pt", {"lm": lm})
         tokens, held_out = _tokens(plan, folder, progress)
         made = {name: some.made_from for name, some in (("train", tokens), ("held_out", held_out))}
-        record_recipe(folder, plan.config, start_from, made, fixed=("lm", "text"))
+        record_recipe(folder, plan.config, start_from, made)
         model = AudioGen(codec, lm, plan.text_encoder, plan.generation)
         sample = lambda n: _samples(model, folder, n)
         fit_lm(lm, tokens, plan.text_encoder, s, folder, held_out, sample, progress, plan.machine,
@@ -492,7 +494,8 @@ def _licence_of(credits, own, sets):
     terms = "; ".join([terms] * bool(terms) + [f"{title}: {facts.licence}" for title, facts in sets.items()])
     if own:
         licence = "not stated; it follows from your sounds"
-        return licence + (f", and from the other sounds: {terms}; see README.md" if terms else "")
+        others = "other sounds" if sets else "recordings"
+        return licence + (f", and from the {others}: {terms}; see README.md" if terms else "")
     return f"{terms}; see README.md" if terms else "not stated; all its sounds were computed by the library"
 
 # %% ../../nbs/engine/lm_training.ipynb #11e1a05e

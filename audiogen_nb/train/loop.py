@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEDULES', 'warmup_cosine', 'warmup_constant', 'warmup_inverse_sqrt', 'update_average', 'save_checkpoint',
            'load_checkpoint', 'read_log', 'plot_log', 'log_html', 'LiveView', 'Reports', 'run_lock', 'locks_folder',
-           'run_steps', 'step_generator']
+           'run_steps']
 
 # %% ../../nbs/engine/training_loop.ipynb #6539a1ea
 import base64
@@ -29,11 +29,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..engine.processes import mean_over_processes, rank
-from ..sampling.request import step_generator
 from ..files import atomic_path, sweep_stale, try_lock, unlock
-
-# %% ../../nbs/engine/training_loop.ipynb #ebf816e0
-_all_ = ["step_generator"]                             # from `sampling.request`: trainings look for it here
 
 # %% ../../nbs/engine/training_loop.ipynb #e2732f0a
 def warmup_cosine(

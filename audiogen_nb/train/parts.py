@@ -150,20 +150,20 @@ def check_room(
     n_frames: int, # F of a clip
     machine: Machine,
     n_processes: int = 1,
-    device: str = "cpu",
 ) -> dict[str, int]: # bytes of one process, by purpose
     "Refuse a training that cannot fit into the free memory"
     items = batch_size // (n_processes * machine.accumulate)
     needs = memory_estimate(c, batch=items, n_frames=n_frames, training=True, recompute=machine.recompute,
                             divided=n_processes if machine.shard else 1)
-    here = n_processes if device == "cpu" else 1                  # processes that share this memory
-    total, free = here * sum(needs.values()), free_memory(device)
+    own = int(os.environ.get("LOCAL_WORLD_SIZE") or n_processes)     # processes on this computer
+    here = own if machine.kind == "cpu" else 1                       # that share this memory
+    total, free = here * sum(needs.values()), free_memory(machine.kind)
     if total > free:
         parts = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in needs.items())
         raise ValueError(
             f"training a language model of {n_parameters(c) / 1e6:.0f} M parameters, {items} items of "
             f"{n_frames} frames at once, needs {total / 1e9:.1f} GB ({parts}), but {free / 1e9:.1f} GB are "
-            f"free on {device}; set machine.accumulate, machine.recompute or machine.shard, or pass a "
+            f"free on {machine.kind}; set machine.accumulate, machine.recompute or machine.shard, or pass a "
             "smaller batch or model")
     return needs
 
