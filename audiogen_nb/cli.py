@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'codec_app', 'check_destination', 'numbered', 'refused_on_purpose', 'main', 'generate_command', 'info_command',
            'encode_command', 'decode_command', 'fetch_recordings_command', 'fit_codec_command', 'fit_lm_command',
-           'tokens_command', 'fit_lora_command', 'evaluate_command', 'convert_command', 'lab_command']
+           'tokens_command', 'fit_lora_command', 'evaluate_command', 'fetch_judge_command', 'convert_command',
+           'lab_command']
 
 # %% ../nbs/engine/cli.ipynb #e7ecf8ee
 import dis
@@ -440,6 +441,17 @@ def evaluate_command(
     evaluate_model(model, out, recordings, tuple(seed), tuple(guidance_scale), overwrite=True,
                    progress=not quiet)
     print(out)
+
+# %% ../nbs/engine/cli.ipynb #45b05eb0
+@app.command("fetch-judge")
+def fetch_judge_command(
+    dest: Annotated[Path | None, typer.Option(help="Folder to fill; the cache folder by default.")] = None,
+    wheel: Annotated[Path | None, typer.Option(
+        help="The wheel of aisfx, if it is here already; by default pip downloads it.")] = None,
+):
+    "Download the weights of aiSFX, a published network that judges sounds (24 MB, CC BY 4.0)."
+    from audiogen_nb.judge.embedding import fetch_judge
+    print(fetch_judge(dest, wheel))
 
 # %% ../nbs/engine/cli.ipynb #7a87c1dc
 @app.command("convert")
