@@ -3,7 +3,7 @@ from importlib import import_module
 
 _NAMES = {
     "distances": ("frechet_distance", "kl_divergence", "spectral_embedding", "wilson"),
-    "embedding": ("Embedder", "load_embedder"),
+    "embedding": ("AiSFX", "Embedder", "FunctionEmbedder", "HFEmbedder", "fetch_judge", "load_embedder"),
     "listening": ("ListeningTest", "screen_raters", "summarise", "systems_from_folders"),
     "measures": ("bootstrap_interval", "cosine_score", "fad_by_size", "fad_infinity", "inception_score", "kernel_distance",
                  "median_distance", "vendi_score"),
