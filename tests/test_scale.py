@@ -202,6 +202,26 @@ def test_a_finished_run_goes_on_with_more_steps_and_refuses_other_parts(world, o
     assert AudioGen.from_pretrained(one / "model")
 
 
+def test_a_model_divided_over_two_processes(world, codec_run, one, tmp_path):
+    "FSDP with recomputed activations and averaged weights, cut in two, is the whole model's training; its checkpoint fits the whole model"
+    config = json.loads((world / "lm.json").read_text(encoding="utf-8"))
+    config["training"].update(average=0.5)
+    logs = {}
+    for name, launcher, machine in (("whole", None, {}), ("divided", TORCHRUN, {"shard": True, "recompute": True})):
+        for n_steps in (5, 8):                                    # stopped after five
+            config["training"].update(n_steps=n_steps)
+            path = write(tmp_path / f"{name}.json", {**config, "machine": machine})
+            done(command(tmp_path, launcher, "fit-lm", path, "--out", tmp_path / name, "--quiet"))
+        logs[name] = read_log(tmp_path / name)
+    whole, divided = state(tmp_path / "whole"), state(tmp_path / "divided")
+    assert apart(whole, divided) < 2e-3 and divided["step"] == 8
+    assert {k: v.shape for k, v in whole["trained"].items()} == {k: v.shape for k, v in divided["trained"].items()}
+    assert not torch.equal(divided["trained"]["heads.weight"], divided["lm"]["heads.weight"]), "the averaged weights are others"
+    for x, y in zip(logs["whole"], logs["divided"], strict=True):
+        assert all(abs(x[k] - y[k]) <= 1e-3 * (1 + abs(x[k])) for k in x if k != "skipped"), (x, y)
+    assert AudioGen.from_pretrained(tmp_path / "divided" / "model").generate("rain", seed=0).shape == (1, 1, 4800)
+
+
 def test_encoding_while_training(world, codec_run, tmp_path):
     "Two runs with fresh mixes, one reading ahead with two workers, are the same; no item comes twice"
     config = json.loads((world / "lm.json").read_text(encoding="utf-8"))
@@ -221,7 +241,7 @@ def test_encoding_while_training(world, codec_run, tmp_path):
     ({"codec": "nowhere"}, "no model 'nowhere'"),
     ({"text": "nowhere/at-all"}, "cannot load the text encoder"),
     ({"machine": {"device": "cuda:99"}}, "cuda:99"), ({"machine": {"acumulate": 2}}, "did you mean 'accumulate'"),
-    ({"machine": {"accumulate": 3}}, "in 3 equal parts"),
+    ({"machine": {"accumulate": 3}}, "in 3 equal parts"), ({"machine": {"shard": True}}, "several processes, and there is one"),
     ({"data": {"sets": [{"name": "esc51", "root": ".", "split": "train/1"}]}}, "esc"),
     ({"data": {"sets": [{"name": "esc50", "root": ".", "splits": "train/1"}]}}, "did you mean 'split'"),
     ({"training": {"n_steps": 5, "result": "first"}}, "result 'last' or 'best'")])

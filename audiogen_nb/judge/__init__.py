@@ -11,7 +11,12 @@ _NAMES = {
     "report": ("evaluate_model",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
-__all__ = sorted(_HOMES)
+__all__ = [
+    "AiSFX", "Embedder", "FunctionEmbedder", "HFEmbedder", "ListeningTest", "align", "bootstrap_interval", "codec_table",
+    "cosine_score", "evaluate_model", "fad_by_size", "fad_infinity", "fetch_judge", "frechet_distance", "inception_score",
+    "kernel_distance", "kl_divergence", "load_embedder", "median_distance", "mel_distance", "screen_raters", "si_sdr",
+    "spectral_embedding", "summarise", "systems_from_folders", "vendi_score", "wilson", "zimtohrli_mos",
+]
 
 
 def __getattr__(name):

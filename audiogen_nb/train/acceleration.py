@@ -126,7 +126,7 @@ def tracking(
 # %% ../../nbs/engine/acceleration.ipynb #6ede1f00
 class Alone:
     "What a training needs of an accelerator, on one device, in float32, by itself: for trying things out"
-    scaler, num_processes, trackers = None, 1, ()
+    scaler, num_processes = None, 1
 
     def __init__(self, device: str | torch.device = "cpu"):
         self.device = torch.device(device)

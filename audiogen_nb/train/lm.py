@@ -284,6 +284,9 @@ def _check_parts(c, s, machine, codec):
     if s.batch_size % shares:
         raise ValueError(f"a batch of {s.batch_size} cannot be worked through in {shares} equal parts "
                          "(processes times accumulate); pass a multiple as batch_size")
+    if machine.shard and int(os.environ.get("WORLD_SIZE") or 1) == 1:
+        raise ValueError("shard divides a model over several processes, and there is one: start it with "
+                         "torchrun or accelerate launch, or set machine.shard to false")
     if codec and (codec.n_q, codec.card) != (c.n_q, c.card):
         raise ValueError(f"the codec writes {codec.n_q} streams of {codec.card} codes, the language model "
                          f"reads {c.n_q} of {c.card}; choose parts that fit")
@@ -421,12 +424,16 @@ def _save(model, folder, codec_source):
     model.save_pretrained(folder / "model", "int8", exist_ok=True)
 
 def _samples(model, folder, step):
-    "Write two sounds of a model in training"
+    "Write two sounds of a model in training; its other parts come to the language model's device for that"
+    parts = {part: part.device if part is model.text_encoder else next(part.parameters()).device
+             for part in (model.codec, model.text_encoder)}
     model.to(model.lm.heads.weight.device)
     seconds = min(4.0, model.generation.max_duration)
     for i, text in enumerate(("a dog barks", "rain")):
         audio = set_level(model.generate(text, seed=0, duration=seconds)[0], -20.0)
         save_audio(Path(folder) / f"sample_{i}_step{step:06}.wav", audio, model.sample_rate, overwrite=True)
+    for part, home in parts.items():
+        part.to(home)
 
 # %% ../../nbs/engine/lm_training.ipynb #17db1963
 def model_card(
