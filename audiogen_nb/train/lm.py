@@ -25,7 +25,7 @@ from ..codec.vq import Codec
 from ..data.datasets import DATASETS
 from ..data.recordings import PACKAGES, read_recordings, recording_credits
 from ..data.stream import CaptionedCrops, crops_loader
-from ..engine.processes import processes, rank, world_size
+from ..engine.processes import processes, rank, share_weights, world_size
 from ..engine.surroundings import leaves_no_trace
 from ..hub import make_card
 from ..lm.transformer import AudioLM, LMConfig
@@ -172,6 +172,7 @@ class LMTrainer:
     ):
         s, self.lm, self.batches, self.held_out = settings, lm.to(accelerator.device), batches, held_out
         self.settings, self.machine, self.accelerator = s, machine, accelerator
+        share_weights(lm)                                          # several processes start alike
         self.average = copy.deepcopy(lm) if s.average else None
         self.learner = copy.deepcopy(lm) if s.average or machine.shard else lm
         losses = [LMLoss(model) for model in (self.learner, self.average) if model]

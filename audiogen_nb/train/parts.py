@@ -49,7 +49,10 @@ def open_codec(
     "The codec that a configuration names"
     if (Path(name) / "recipe.json").is_file():
         return _of_a_run(Path(name))
-    folder = model_folder(name)
+    try:
+        folder = model_folder(name)
+    except FileNotFoundError as e:
+        raise FileNotFoundError(f"{name} is not the folder of a `fit-codec`, and no model either: {e}") from e
     layout = layout_of(folder)
     if layout == "audiogen_nb":
         return load_codec(folder)
