@@ -142,9 +142,13 @@ def test_levels_do_not_matter_to_the_ears(small):
 
 
 def test_every_claim_runs_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    tiny = TrialSettings(seeds=2, n_steps=2, n_recorded=1, n_items=8, n_each=2, n_clips=16, n_detector=2, n_real=3)
+    tiny = TrialSettings(seeds=2, n_steps=2, n_recorded=1, n_items=8, n_each=1, n_clips=16, n_detector=2, n_real=3)
     monkeypatch.setattr(claims, "LAYOUTS", (("x128", "parallel"), ("x128", "delay")))
     monkeypatch.setattr(claims, "STREAMS", {"x128": claims.STREAMS["x128"]})
+    for settings in ("GUIDANCE", "SAMPLING"):
+        monkeypatch.setattr(claims, settings, {arm: how for arm, how in getattr(claims, settings).items()
+                                               if arm in (CLAIMS[settings.lower()].arm, CLAIMS[settings.lower()].control)})
+    monkeypatch.setattr(claims, "SIZES", {"small": claims.SIZES["small"], "large": claims.SIZES["small"]})
     runs = claim_runs(Trial(tmp_path / "models", tiny), None, budget=0.01, equal_steps=1, codec_steps=2)
     found = run_claims(runs, tmp_path / "found.json")
     assert set(found) == {*CLAIMS, "detector"} and all(found[name]["rows"] for name in found)

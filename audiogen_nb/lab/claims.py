@@ -8,7 +8,7 @@ __all__ = ['SINGLES', 'GUIDANCE', 'SAMPLING', 'STREAMS', 'LAYOUTS', 'SIZES', 'TE
            'try_mixing', 'try_settings', 'stream_codec', 'steps_in', 'try_streams', 'held_out_loss', 'try_sizes',
            'try_continuation', 'changed_encoder', 'try_words', 'claim_runs', 'run_claims', 'claim_table']
 
-# %% ../../nbs/labs/claims.ipynb #083852d5
+# %% ../../nbs/labs/claims.ipynb #31b14045
 import json
 import tempfile
 import time
@@ -39,7 +39,7 @@ from ..text.encoders import PocketTextEncoder
 from ..train.codec import CodecTraining, fit_codec
 from ..train.lm_step import lm_loss
 
-# %% ../../nbs/labs/claims.ipynb #e4e85ebd
+# %% ../../nbs/labs/claims.ipynb #b34463ca
 def prompts_for(
     kinds: Sequence[tuple[str, ...]], # single kinds ("dog",) or pairs
     n_each: int, # clips of each
@@ -69,7 +69,7 @@ def all_heard(
     "Share of the sounds in which the detector hears every kind that was asked for"
     return (detector_logits(trial.detector, audio).gather(1, asked) > 0).all(1).float().mean().item()
 
-# %% ../../nbs/labs/claims.ipynb #abffba6f
+# %% ../../nbs/labs/claims.ipynb #c25819a3
 def examine(
     trial: Trial,
 ) -> list[dict]: # one row for each set of clips
@@ -86,7 +86,7 @@ def examine(
                          "precision": precision.tolist(), "recall": recall.tolist()})
     return rows
 
-# %% ../../nbs/labs/claims.ipynb #f0226559
+# %% ../../nbs/labs/claims.ipynb #5816f03e
 def levelled(
     audio: torch.Tensor, # (N, 1, T)
 ) -> torch.Tensor: # (N, 1, T)
@@ -131,7 +131,7 @@ class Scale:
             row["kernel"] = kernel_distance(self.heard, self.ear.embed(levelled(audio), RATE))
         return row
 
-# %% ../../nbs/labs/claims.ipynb #ec45b624
+# %% ../../nbs/labs/claims.ipynb #164fde43
 class Comparison(NamedTuple):
     "What decides about a claim"
     column: str      # of the rows
@@ -159,7 +159,7 @@ def decide(
     mean, half = compare(rows, comparison)
     return verdict(comparison.better * mean, half)
 
-# %% ../../nbs/labs/claims.ipynb #c079e2d0
+# %% ../../nbs/labs/claims.ipynb #00b158fe
 def try_mixing(
     trial: Trial,
 ) -> list[dict]: # one row for each arm and seed
@@ -175,7 +175,7 @@ def try_mixing(
             rows.append(row)
     return rows
 
-# %% ../../nbs/labs/claims.ipynb #5bf60182
+# %% ../../nbs/labs/claims.ipynb #cdc36009
 GUIDANCE = {f"{scale:g}": {"guidance_scale": scale} for scale in (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)}
 SAMPLING = {"everything": {}, "top-k 250": {"top_k": 250}, "top-k 32": {"top_k": 32},
             "top-p 0.25": {"top_p": 0.25}, "top-p 0.9": {"top_p": 0.9}, "temperature 0.7": {"temperature": 0.7},
@@ -188,7 +188,7 @@ def try_settings(
 ) -> list[dict]: # one row for each arm and seed; two without a seed: true clips, and what the codec makes of them
     "Claims 2 and 7: the same models, sampled in different ways"
     n = trial.settings.n_each
-    (clips, asked), (pairs, asked_pairs) = prompts_for(SINGLES, n), prompts_for(HELD_OUT, n // 2)
+    (clips, asked), (pairs, asked_pairs) = prompts_for(SINGLES, n), prompts_for(HELD_OUT, max(1, n // 2))
     real = torch.stack([clip.audio for clip in clips])
     others = torch.stack([kind_clip(clip.kind, i, "other real").audio for i, clip in enumerate(clips)])
     rows = [{"arm": "other true clips", **scale.scores(others, asked, real)},
@@ -201,7 +201,7 @@ def try_settings(
             rows.append({"arm": arm, "seed": seed, **scores, "both": both})
     return rows
 
-# %% ../../nbs/labs/claims.ipynb #6ca9078f
+# %% ../../nbs/labs/claims.ipynb #fd10de51
 _SMALL = {"n_filters": 8, "dimension": 64, "lstm_layers": 0, "norm": "weight"}
 STREAMS = {"x32": CodecConfig(strides=(2, 2, 2, 4), n_q=1, card=2048, **_SMALL),
            "x64": CodecConfig(strides=(2, 2, 4, 4), n_q=2, card=1024, **_SMALL),
@@ -230,7 +230,7 @@ def stream_codec(
     fit_codec(codec, [singles, [mixed(i) for i in range(len(singles) // 2)]], settings, folder, progress=False)
     return codec
 
-# %% ../../nbs/labs/claims.ipynb #ada9ba55
+# %% ../../nbs/labs/claims.ipynb #5db36199
 def _layout_model(trial, codec, tokens, layout, seed, n_steps, folder, sample=None, sample_every=10 ** 6):
     "A model of one layout, trained for so many steps at a constant rate"
     config = LMConfig(codec.n_q, codec.card, dim=MODEL.dim, n_layers=MODEL.n_layers, n_heads=MODEL.n_heads,
@@ -257,7 +257,7 @@ def steps_in(
         return max(least, round(8 * budget / _cpu_seconds(
             lambda: _layout_model(trial, codec, tokens, layout, 0, 8, folder))))
 
-# %% ../../nbs/labs/claims.ipynb #2bdad7d9
+# %% ../../nbs/labs/claims.ipynb #4f5b238a
 def try_streams(
     trial: Trial,
     ear: Embedder | None = None, # for `Scale`
@@ -290,7 +290,7 @@ def try_streams(
                 measured(model, "equal time", n_steps)
     return rows
 
-# %% ../../nbs/labs/claims.ipynb #0a12dcb4
+# %% ../../nbs/labs/claims.ipynb #498426e4
 SIZES = {"small": replace(MODEL, dim=48, n_layers=2, n_heads=2), "middle": MODEL,
          "large": replace(MODEL, dim=160, n_layers=4, n_heads=5)}
 
@@ -322,7 +322,7 @@ def try_sizes(
                          **scale.scores(answers(model, clips, seed), asked, real)})
     return rows
 
-# %% ../../nbs/labs/claims.ipynb #ec189e3b
+# %% ../../nbs/labs/claims.ipynb #99161ddb
 def try_continuation(
     trial: Trial,
     scale: Scale,
@@ -340,7 +340,8 @@ def try_continuation(
         model, seeds = trial.model("all", seed), [1000 * seed + i for i in range(len(clips))]
         for text, said in texts.items():
             made = {text: model.continuation(beginnings, RATE, said, seed=seeds),
-                    f"{text}, pasted": model.generate(said or [None] * len(clips), seed=seeds)}
+                    f"{text}, pasted": model.generate(said, seed=seeds) if said else model.generate(
+                        None, seed=1000 * seed, num_return_sequences=len(clips))}
             for arm, audio in made.items():
                 rest = audio[..., start:]
                 hears = lambda kinds: all_heard(trial, rest, kinds[:, None])
@@ -349,7 +350,7 @@ def try_continuation(
                              "text_kind": hears(own if text == "own text" else other)})
     return rows
 
-# %% ../../nbs/labs/claims.ipynb #02f8f21d
+# %% ../../nbs/labs/claims.ipynb #5dbc0583
 TEMPLATES = ("a {}", "the sound of a {}", "a loud {}", "{}", "a {} nearby")
 UNREAD = {"bell": ("chime", "gong"), "bird": ("sparrow", "songbird"), "clock": ("stopwatch", "timer"),
           "dog": ("hound", "puppy"), "drum": ("percussion", "snare"), "engine": ("motor", "diesel"),
@@ -372,7 +373,7 @@ def changed_encoder(
         table[read] = length * torch.eye(len(read), table.shape[1], dtype=table.dtype)
     return PocketTextEncoder(encoder.vocab, table, encoder.scale, encoder.n_order, encoder.max_length)
 
-# %% ../../nbs/labs/claims.ipynb #34bd07c6
+# %% ../../nbs/labs/claims.ipynb #6c8a87db
 def try_words(
     trial: Trial,
 ) -> list[dict]: # one row for each arm and seed
@@ -398,14 +399,14 @@ def try_words(
             rows.append(row)
     return rows
 
-# %% ../../nbs/labs/claims.ipynb #0aec2807
+# %% ../../nbs/labs/claims.ipynb #fb535305
 def _short(x):
     "Rows with five digits: a file that can be read"
     if isinstance(x, dict): return {name: _short(value) for name, value in x.items()}
     if isinstance(x, list): return [_short(value) for value in x]
     return float(f"{x:.5g}") if isinstance(x, float) else x
 
-# %% ../../nbs/labs/claims.ipynb #72c59e7e
+# %% ../../nbs/labs/claims.ipynb #5822af8d
 def claim_runs(
     trial: Trial,
     ear: Embedder | None = None, # for `Scale`
@@ -434,7 +435,7 @@ def run_claims(
                 temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return results
 
-# %% ../../nbs/labs/claims.ipynb #e360ea78
+# %% ../../nbs/labs/claims.ipynb #e52725c1
 CLAIMS = {
     "mixing": Comparison("held_out", "all", "none"),
     "guidance": Comparison("both", "3", "1"),

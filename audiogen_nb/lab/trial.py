@@ -7,7 +7,7 @@ __all__ = ['KINDS', 'SECONDS', 'RATE', 'SEEN', 'HELD_OUT', 'ALL_PAIRS', 'MODEL',
            'mixture_clip', 'coarse_codec', 'through_codec', 'detector_clips', 'detector_logits', 'fit_detector',
            'precision_recall', 'seed_interval', 'verdict', 'encode_clips', 'train_model', 'TrialSettings', 'Trial']
 
-# %% ../../nbs/labs/trial.ipynb #87ccd12c
+# %% ../../nbs/labs/trial.ipynb #3357f604
 import itertools
 import math
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ from ..train.lm import LMTraining, fit_lm
 from ..train.loop import warmup_cosine
 from ..train.tokens import TokenCache
 
-# %% ../../nbs/labs/trial.ipynb #7c593695
+# %% ../../nbs/labs/trial.ipynb #9c91b0ad
 KINDS = ("bell", "bird", "clock", "dog", "drum", "engine", "rain", "siren")
 SECONDS, RATE = 1.5, 16_000               # s, Hz
 
@@ -47,7 +47,7 @@ def ring_pairs(
 SEEN, HELD_OUT = ring_pairs(1), ring_pairs(3)
 ALL_PAIRS = list(itertools.combinations(KINDS, 2))
 
-# %% ../../nbs/labs/trial.ipynb #c26209ac
+# %% ../../nbs/labs/trial.ipynb #70bc4439
 def kind_clip(
     kind: str, # one of KINDS
     number: int, # another number, another sound
@@ -75,7 +75,7 @@ def mixture_clip(
     source = f"toy world, a mixture: {', '.join(kinds)}"
     return Clip(audio, RATE, (caption,), "+".join(kinds), source, f"{part}/{number}")
 
-# %% ../../nbs/labs/trial.ipynb #c83ef1a8
+# %% ../../nbs/labs/trial.ipynb #ca00bcb2
 def coarse_codec(
     n_q: int = 2, # streams that stay
 ) -> Codec:
@@ -95,7 +95,7 @@ def through_codec(
     parts = [codec.decode(codec.encode(part)) for part in audio.split(batch_size)]
     return torch.cat(parts)[..., : audio.shape[-1]]
 
-# %% ../../nbs/labs/trial.ipynb #d5c4ead8
+# %% ../../nbs/labs/trial.ipynb #d567a556
 def detector_clips(
     n: int, # clips
     part: str, # of the sounds
@@ -110,7 +110,7 @@ def detector_clips(
         clips.append(mixture_clip([KINDS[k] for k in picked.tolist()], i, part))
     return torch.stack([clip.audio for clip in clips]), labels
 
-# %% ../../nbs/labs/trial.ipynb #53913e5c
+# %% ../../nbs/labs/trial.ipynb #dce03413
 @torch.no_grad()
 def detector_logits(
     detector: Listener, # from `fit_detector`
@@ -120,7 +120,7 @@ def detector_logits(
     "How sure the detector is that each kind sounds"
     return torch.cat([detector(detector.features(part)) for part in audio.split(batch_size)])
 
-# %% ../../nbs/labs/trial.ipynb #5dbd0729
+# %% ../../nbs/labs/trial.ipynb #efa0b09f
 def fit_detector(
     codec: Codec, # half of the sounds are heard through it
     n_clips: int = 4000,
@@ -147,7 +147,7 @@ def fit_detector(
             optimizer.step()
     return detector.eval()
 
-# %% ../../nbs/labs/trial.ipynb #57595188
+# %% ../../nbs/labs/trial.ipynb #c6dff8bd
 def precision_recall(
     found: torch.Tensor, # (N, C) bool, what was heard
     labels: torch.Tensor, # (N, C) bool, what sounds
@@ -156,7 +156,7 @@ def precision_recall(
     hits = (found & labels).sum(0)
     return hits / found.sum(0).clamp_min(1), hits / labels.sum(0).clamp_min(1)
 
-# %% ../../nbs/labs/trial.ipynb #642c744e
+# %% ../../nbs/labs/trial.ipynb #ca3a6c0f
 _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)       # t_1 to t_9
 
 def seed_interval(
@@ -175,7 +175,7 @@ def verdict(
     "What an interval says about a claim"
     return "holds here" if mean > half else "fails here" if mean < -half else "undecided here"
 
-# %% ../../nbs/labs/trial.ipynb #3be4f4e4
+# %% ../../nbs/labs/trial.ipynb #b275d716
 MODEL = LMConfig(n_q=2, card=1024, dim=96, n_layers=3, n_heads=4, text_dim=72, pattern="delay", max_frames=100)
 
 def encode_clips(
@@ -189,7 +189,7 @@ def encode_clips(
         codes = torch.cat([codec.encode(part) for part in parts])
     return TokenCache(codes.to(torch.int16), [list(clip.captions) for clip in clips])
 
-# %% ../../nbs/labs/trial.ipynb #f68122a0
+# %% ../../nbs/labs/trial.ipynb #24b47a52
 def train_model(
     folder: str | Path, # of the run; a finished one is read
     codec: Codec,
@@ -212,7 +212,7 @@ def train_model(
     fit_lm(lm, tokens, encoder, settings, folder, progress=False, sample=sample and (lambda n: sample(n, model())))
     return model()
 
-# %% ../../nbs/labs/trial.ipynb #410cb4fd
+# %% ../../nbs/labs/trial.ipynb #ba54d222
 @dataclass(frozen=True)
 class TrialSettings:
     "How large a trial is"
@@ -226,9 +226,9 @@ class TrialSettings:
     n_real: int = 50           # real clips of each kind to compare with
 
 FULL = TrialSettings()
-FAST = TrialSettings(seeds=2, n_steps=6, n_recorded=3, n_items=24, n_each=2, n_clips=64, n_detector=8, n_real=5)
+FAST = TrialSettings(seeds=2, n_steps=6, n_recorded=3, n_items=24, n_each=1, n_clips=64, n_detector=8, n_real=5)
 
-# %% ../../nbs/labs/trial.ipynb #0a2e2ce5
+# %% ../../nbs/labs/trial.ipynb #65d040b6
 class Trial:
     "Codec, text encoder, detector and training arms of the small world"
     def __init__(self,
