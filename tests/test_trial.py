@@ -9,15 +9,15 @@ from scipy import stats
 
 from audiogen_nb.files import read_json
 from audiogen_nb.lab import claims, trial
-from audiogen_nb.lab.claims import CLAIMS, Comparison, Scale, changed_encoder, claim_runs, claim_table, compare, decide, run_claims
-from audiogen_nb.lab.trial import FAST, FULL, HELD_OUT, KINDS, SEEN, Trial, TrialSettings
+from audiogen_nb.lab.claims import CLAIMS, Contrast, Scale, changed_encoder, claim_runs, claim_table, compare, decide, run_claims
+from audiogen_nb.lab.trial import FAST, FULL, HELD_OUT, KINDS, SEEN, TrialWorld, TrialSettings
 
 RESULTS = Path(__file__).resolve().parent.parent / "nbs" / "labs" / "results" / "trial.json"
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    return Trial(tmp_path_factory.mktemp("trial"), FAST)
+    return TrialWorld(tmp_path_factory.mktemp("trial"), FAST)
 
 
 def test_each_kind_is_in_two_pairs_of_each_set_and_no_pair_in_both():
@@ -67,7 +67,7 @@ def test_precision_and_recall_are_counted_by_hand():
     assert trial.precision_recall(nothing, nothing)[0].tolist() == [0] * 5
 
 
-@pytest.mark.parametrize("n", range(2, 11))
+@pytest.mark.parametrize("n", (2, 3, 5, 10, 30))
 def test_the_interval_is_students(n):
     values = torch.randn(n, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
     mean, half = trial.seed_interval(values)
@@ -75,9 +75,9 @@ def test_the_interval_is_students(n):
     assert mean - half == pytest.approx(low, abs=2e-3) and mean + half == pytest.approx(high, abs=2e-3)
 
 
-@pytest.mark.parametrize("values", [[], [1.0], [0.0] * 11])
-def test_an_interval_needs_two_to_ten_seeds(values):
-    with pytest.raises(ValueError, match="2 to 10 seeds"):
+@pytest.mark.parametrize("values", [[], [1.0]])
+def test_an_interval_needs_two_seeds(values):
+    with pytest.raises(ValueError, match="2 seeds or more"):
         trial.seed_interval(values)
 
 
@@ -85,12 +85,12 @@ def test_a_verdict_needs_an_interval_beside_zero():
     assert [trial.verdict(*x) for x in ((1, 0.9), (1, 1.0), (-1, 0.9), (0, 0))] == \
         ["holds here", "undecided here", "fails here", "undecided here"]
     rows = [{"arm": a, "seed": s, "x": s * s + (a == "new")} for a in ("new", "old") for s in range(4)]
-    assert decide(rows, Comparison("x", "new", "old")) == "holds here"
-    assert decide(rows, Comparison("x", "new", "old", -1)) == "fails here"
+    assert decide(rows, Contrast("x", "new", "old")) == "holds here"
+    assert decide(rows, Contrast("x", "new", "old", -1)) == "fails here"
     with pytest.raises(ValueError, match="same seeds"):
-        compare(rows[:-1], Comparison("x", "new", "old"))
+        compare(rows[:-1], Contrast("x", "new", "old"))
     with pytest.raises(ValueError, match="same seeds"):
-        compare(rows, Comparison("x", "newer", "old"))
+        compare(rows, Contrast("x", "newer", "old"))
 
 
 def test_the_coarse_codec_writes_the_first_streams_of_the_bundled_one(small):
@@ -149,7 +149,7 @@ def test_every_claim_runs_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
         monkeypatch.setattr(claims, settings, {arm: how for arm, how in getattr(claims, settings).items()
                                                if arm in (CLAIMS[settings.lower()].arm, CLAIMS[settings.lower()].control)})
     monkeypatch.setattr(claims, "SIZES", {"small": claims.SIZES["small"], "large": claims.SIZES["small"]})
-    runs = claim_runs(Trial(tmp_path / "models", tiny), None, budget=0.01, equal_steps=1, codec_steps=2)
+    runs = claim_runs(TrialWorld(tmp_path / "models", tiny), None, budget=0.01, equal_steps=1, codec_steps=2)
     found = run_claims(runs, tmp_path / "found.json")
     assert set(found) == {*CLAIMS, "detector"} and all(found[name]["rows"] for name in found)
     for name, claim in CLAIMS.items():

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SINGLES', 'GUIDANCE', 'SAMPLING', 'STREAMS', 'LAYOUTS', 'SIZES', 'TEMPLATES', 'UNREAD', 'CLAIMS', 'prompts_for',
-           'answers', 'all_heard', 'examine', 'levelled', 'spectra', 'Scale', 'Comparison', 'compare', 'decide',
+           'answers', 'all_heard', 'examine', 'levelled', 'spectra', 'Scale', 'Contrast', 'compare', 'decide',
            'try_mixing', 'try_settings', 'stream_codec', 'steps_in', 'try_streams', 'held_out_loss', 'try_sizes',
            'try_continuation', 'changed_encoder', 'try_words', 'claim_runs', 'run_claims', 'claim_table']
 
-# %% ../../nbs/labs/claims.ipynb #31b14045
+# %% ../../nbs/labs/claims.ipynb #85649129
 import json
 import tempfile
 import time
@@ -28,7 +28,7 @@ from ..files import atomic_path, read_json
 from ..judge.distances import frechet_distance, kl_divergence, spectral_embedding
 from ..judge.embedding import Embedder
 from ..judge.measures import kernel_distance, median_distance, vendi_score
-from .trial import (HELD_OUT, KINDS, MODEL, RATE, SECONDS, SEEN, Trial, detector_logits,
+from .trial import (HELD_OUT, KINDS, MODEL, RATE, SECONDS, SEEN, TrialWorld, detector_logits,
     encode_clips, kind_clip, mixture_clip, precision_recall, seed_interval, through_codec, train_model, verdict)
 from ..lm.streams import get_pattern
 from ..lm.transformer import LMConfig
@@ -39,7 +39,7 @@ from ..text.encoders import PocketTextEncoder
 from ..train.codec import CodecTraining, fit_codec
 from ..train.lm_step import lm_loss
 
-# %% ../../nbs/labs/claims.ipynb #b34463ca
+# %% ../../nbs/labs/claims.ipynb #e5c788f3
 def prompts_for(
     kinds: Sequence[tuple[str, ...]], # single kinds ("dog",) or pairs
     n_each: int, # clips of each
@@ -62,16 +62,16 @@ def answers(
     return model.generate([clip.captions[0] for clip in clips], seed=seeds, **settings)
 
 def all_heard(
-    trial: Trial,
+    trial: TrialWorld,
     audio: torch.Tensor, # (N, 1, T)
     asked: torch.Tensor, # (N, 1 or 2) numbers of kinds
 ) -> float: # 0 to 1
     "Share of the sounds in which the detector hears every kind that was asked for"
     return (detector_logits(trial.detector, audio).gather(1, asked) > 0).all(1).float().mean().item()
 
-# %% ../../nbs/labs/claims.ipynb #c25819a3
+# %% ../../nbs/labs/claims.ipynb #4130c4fe
 def examine(
-    trial: Trial,
+    trial: TrialWorld,
 ) -> list[dict]: # one row for each set of clips
     "Precision, recall and share of complete answers on true clips that the detector never heard"
     rows = []
@@ -86,7 +86,7 @@ def examine(
                          "precision": precision.tolist(), "recall": recall.tolist()})
     return rows
 
-# %% ../../nbs/labs/claims.ipynb #5816f03e
+# %% ../../nbs/labs/claims.ipynb #7cb47cb2
 def levelled(
     audio: torch.Tensor, # (N, 1, T)
 ) -> torch.Tensor: # (N, 1, T)
@@ -102,7 +102,7 @@ def spectra(
 class Scale:
     "Real clips to compare sets of sounds with"
     def __init__(self,
-        trial: Trial,
+        trial: TrialWorld,
         ear: Embedder | None = None, # None: no kernel distance
         seconds: float = SECONDS, # of the clips
     ):
@@ -131,8 +131,8 @@ class Scale:
             row["kernel"] = kernel_distance(self.heard, self.ear.embed(levelled(audio), RATE))
         return row
 
-# %% ../../nbs/labs/claims.ipynb #164fde43
-class Comparison(NamedTuple):
+# %% ../../nbs/labs/claims.ipynb #a65f7312
+class Contrast(NamedTuple):
     "What decides about a claim"
     column: str      # of the rows
     arm: str         # which the claim says is better
@@ -141,27 +141,27 @@ class Comparison(NamedTuple):
 
 def compare(
     rows: Sequence[dict], # with "arm" and "seed"
-    comparison: Comparison,
+    contrast: Contrast,
 ) -> tuple[float, float]: # mean and half-width of arm minus control, over seeds, as they were measured
     "Difference of two arms, seed by seed"
-    def of(arm): return {row["seed"]: row[comparison.column] for row in rows if row["arm"] == arm}
-    arm, control = of(comparison.arm), of(comparison.control)
+    def of(arm): return {row["seed"]: row[contrast.column] for row in rows if row["arm"] == arm}
+    arm, control = of(contrast.arm), of(contrast.control)
     if not arm or arm.keys() != control.keys():
-        raise ValueError(f"{comparison.arm!r} and {comparison.control!r} need rows of the same seeds, "
+        raise ValueError(f"{contrast.arm!r} and {contrast.control!r} need rows of the same seeds, "
                          f"got {sorted(arm)} and {sorted(control)}")
     return seed_interval([arm[seed] - control[seed] for seed in arm])
 
 def decide(
     rows: Sequence[dict], # as for `compare`
-    comparison: Comparison,
+    contrast: Contrast,
 ) -> str:
-    "Verdict of a comparison"
-    mean, half = compare(rows, comparison)
-    return verdict(comparison.better * mean, half)
+    "Verdict of a contrast"
+    mean, half = compare(rows, contrast)
+    return verdict(contrast.better * mean, half)
 
-# %% ../../nbs/labs/claims.ipynb #00b158fe
+# %% ../../nbs/labs/claims.ipynb #c72d7751
 def try_mixing(
-    trial: Trial,
+    trial: TrialWorld,
 ) -> list[dict]: # one row for each arm and seed
     "Claim 1: both events of held-out pairs, with and without mixing"
     n, rows = trial.settings.n_each, []
@@ -175,14 +175,14 @@ def try_mixing(
             rows.append(row)
     return rows
 
-# %% ../../nbs/labs/claims.ipynb #cdc36009
+# %% ../../nbs/labs/claims.ipynb #e2966991
 GUIDANCE = {f"{scale:g}": {"guidance_scale": scale} for scale in (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)}
 SAMPLING = {"everything": {}, "top-k 250": {"top_k": 250}, "top-k 32": {"top_k": 32},
             "top-p 0.25": {"top_p": 0.25}, "top-p 0.9": {"top_p": 0.9}, "temperature 0.7": {"temperature": 0.7},
             "temperature 1.3": {"temperature": 1.3}, "greedy": {"greedy": True}}
 
 def try_settings(
-    trial: Trial,
+    trial: TrialWorld,
     scale: Scale,
     arms: dict[str, dict], # name -> settings of `generate`
 ) -> list[dict]: # one row for each arm and seed; two without a seed: true clips, and what the codec makes of them
@@ -201,7 +201,7 @@ def try_settings(
             rows.append({"arm": arm, "seed": seed, **scores, "both": both})
     return rows
 
-# %% ../../nbs/labs/claims.ipynb #fd10de51
+# %% ../../nbs/labs/claims.ipynb #676e2b83
 _SMALL = {"n_filters": 8, "dimension": 64, "lstm_layers": 0, "norm": "weight"}
 STREAMS = {"x32": CodecConfig(strides=(2, 2, 2, 4), n_q=1, card=2048, **_SMALL),
            "x64": CodecConfig(strides=(2, 2, 4, 4), n_q=2, card=1024, **_SMALL),
@@ -230,7 +230,7 @@ def stream_codec(
     fit_codec(codec, [singles, [mixed(i) for i in range(len(singles) // 2)]], settings, folder, progress=False)
     return codec
 
-# %% ../../nbs/labs/claims.ipynb #5db36199
+# %% ../../nbs/labs/claims.ipynb #37529567
 def _layout_model(trial, codec, tokens, layout, seed, n_steps, folder, sample=None, sample_every=10 ** 6):
     "A model of one layout, trained for so many steps at a constant rate"
     config = LMConfig(codec.n_q, codec.card, dim=MODEL.dim, n_layers=MODEL.n_layers, n_heads=MODEL.n_heads,
@@ -245,7 +245,7 @@ def _cpu_seconds(do: Callable) -> float:
     return time.process_time() - start
 
 def steps_in(
-    trial: Trial,
+    trial: TrialWorld,
     codec: Codec,
     tokens, # of training clips
     layout: str, # of the streams
@@ -257,9 +257,9 @@ def steps_in(
         return max(least, round(8 * budget / _cpu_seconds(
             lambda: _layout_model(trial, codec, tokens, layout, 0, 8, folder))))
 
-# %% ../../nbs/labs/claims.ipynb #4f5b238a
+# %% ../../nbs/labs/claims.ipynb #e6fb0e93
 def try_streams(
-    trial: Trial,
+    trial: TrialWorld,
     ear: Embedder | None = None, # for `Scale`
     budget: float = 60.0, # s of processor time for each training
     equal_steps: int = 100, # when every arm is measured first
@@ -290,7 +290,7 @@ def try_streams(
                 measured(model, "equal time", n_steps)
     return rows
 
-# %% ../../nbs/labs/claims.ipynb #498426e4
+# %% ../../nbs/labs/claims.ipynb #f1ee6033
 SIZES = {"small": replace(MODEL, dim=48, n_layers=2, n_heads=2), "middle": MODEL,
          "large": replace(MODEL, dim=160, n_layers=4, n_heads=5)}
 
@@ -305,7 +305,7 @@ def held_out_loss(
         return lm_loss(model.lm, tokens.codes.long(), *states)[0].item()
 
 def try_sizes(
-    trial: Trial,
+    trial: TrialWorld,
     scale: Scale,
 ) -> list[dict]: # one row for each arm and seed
     "Claim 4: three sizes of the language model"
@@ -322,9 +322,9 @@ def try_sizes(
                          **scale.scores(answers(model, clips, seed), asked, real)})
     return rows
 
-# %% ../../nbs/labs/claims.ipynb #99161ddb
+# %% ../../nbs/labs/claims.ipynb #14485d92
 def try_continuation(
-    trial: Trial,
+    trial: TrialWorld,
     scale: Scale,
     prompt_seconds: float = 0.5, # of the true clip
 ) -> list[dict]: # one row for each arm and seed
@@ -350,7 +350,7 @@ def try_continuation(
                              "text_kind": hears(own if text == "own text" else other)})
     return rows
 
-# %% ../../nbs/labs/claims.ipynb #5dbc0583
+# %% ../../nbs/labs/claims.ipynb #70d358a3
 TEMPLATES = ("a {}", "the sound of a {}", "a loud {}", "{}", "a {} nearby")
 UNREAD = {"bell": ("chime", "gong"), "bird": ("sparrow", "songbird"), "clock": ("stopwatch", "timer"),
           "dog": ("hound", "puppy"), "drum": ("percussion", "snare"), "engine": ("motor", "diesel"),
@@ -373,13 +373,13 @@ def changed_encoder(
         table[read] = length * torch.eye(len(read), table.shape[1], dtype=table.dtype)
     return PocketTextEncoder(encoder.vocab, table, encoder.scale, encoder.n_order, encoder.max_length)
 
-# %% ../../nbs/labs/claims.ipynb #6c8a87db
+# %% ../../nbs/labs/claims.ipynb #730503c8
 def try_words(
-    trial: Trial,
+    trial: TrialWorld,
 ) -> list[dict]: # one row for each arm and seed
     "Claim 6: words that no caption held, with three text encoders"
     n, rows, recorded = max(1, trial.settings.n_each // 2), [], trial.pool("recorded")
-    singles = trial.settings.n_recorded * len(KINDS)                           # of `Trial.pool`, in turn
+    singles = trial.settings.n_recorded * len(KINDS)                           # of `TrialWorld.pool`, in turn
     said = [[t.format(KINDS[i % len(KINDS)]) for t in TEMPLATES] for i in range(singles)]
     tokens = replace(recorded, codes=recorded.codes[:singles], captions=said)
     asked = {"read": [(f"a {kind}", f"the sound of a {kind}") for kind in KINDS],
@@ -399,16 +399,16 @@ def try_words(
             rows.append(row)
     return rows
 
-# %% ../../nbs/labs/claims.ipynb #fb535305
+# %% ../../nbs/labs/claims.ipynb #99876501
 def _short(x):
     "Rows with five digits: a file that can be read"
     if isinstance(x, dict): return {name: _short(value) for name, value in x.items()}
     if isinstance(x, list): return [_short(value) for value in x]
     return float(f"{x:.5g}") if isinstance(x, float) else x
 
-# %% ../../nbs/labs/claims.ipynb #5822af8d
+# %% ../../nbs/labs/claims.ipynb #cdcfea25
 def claim_runs(
-    trial: Trial,
+    trial: TrialWorld,
     ear: Embedder | None = None, # for `Scale`
     **streams, # settings of `try_streams`
 ) -> dict[str, Callable[[], list[dict]]]: # name -> what makes its rows
@@ -435,15 +435,15 @@ def run_claims(
                 temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return results
 
-# %% ../../nbs/labs/claims.ipynb #e52725c1
+# %% ../../nbs/labs/claims.ipynb #3ed21f4a
 CLAIMS = {
-    "mixing": Comparison("held_out", "all", "none"),
-    "guidance": Comparison("both", "3", "1"),
-    "streams": Comparison("fad", "x32 parallel", "x128 parallel", -1),
-    "size": Comparison("loss", "large", "small", -1),
-    "continuation": Comparison("distance", "no text", "no text, pasted", -1),
-    "words": Comparison("unread", "table", "shuffled"),
-    "sampling": Comparison("kl", "top-p 0.25", "everything", -1),
+    "mixing": Contrast("held_out", "all", "none"),
+    "guidance": Contrast("both", "3", "1"),
+    "streams": Contrast("fad", "x32 parallel", "x128 parallel", -1),
+    "size": Contrast("loss", "large", "small", -1),
+    "continuation": Contrast("distance", "no text", "no text, pasted", -1),
+    "words": Contrast("unread", "table", "shuffled"),
+    "sampling": Contrast("kl", "top-p 0.25", "everything", -1),
 }
 
 def claim_table(

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['KINDS', 'SECONDS', 'RATE', 'SEEN', 'HELD_OUT', 'ALL_PAIRS', 'MODEL', 'FULL', 'FAST', 'ring_pairs', 'kind_clip',
            'mixture_clip', 'coarse_codec', 'through_codec', 'detector_clips', 'detector_logits', 'fit_detector',
-           'precision_recall', 'seed_interval', 'verdict', 'encode_clips', 'train_model', 'TrialSettings', 'Trial']
+           'precision_recall', 'seed_interval', 'verdict', 'encode_clips', 'train_model', 'TrialSettings', 'TrialWorld']
 
-# %% ../../nbs/labs/trial.ipynb #3357f604
+# %% ../../nbs/labs/trial.ipynb #8b5a6b00
 import itertools
 import math
 from collections.abc import Sequence
@@ -26,6 +26,7 @@ from ..data.toy import seed_of
 from ..data.toy_kinds import toy_clip
 from ..files import atomic_path
 from ..judge.listener import Listener, disturb
+from ..judge.listening import student_quantile
 from ..lm.transformer import AudioLM, LMConfig
 from ..pipeline import AudioGen
 from ..sampling.request import Generation, fold_seed, step_generator
@@ -34,7 +35,7 @@ from ..train.lm import LMTraining, fit_lm
 from ..train.loop import warmup_cosine
 from ..train.tokens import TokenCache
 
-# %% ../../nbs/labs/trial.ipynb #9c91b0ad
+# %% ../../nbs/labs/trial.ipynb #1eac602b
 KINDS = ("bell", "bird", "clock", "dog", "drum", "engine", "rain", "siren")
 SECONDS, RATE = 1.5, 16_000               # s, Hz
 
@@ -47,7 +48,7 @@ def ring_pairs(
 SEEN, HELD_OUT = ring_pairs(1), ring_pairs(3)
 ALL_PAIRS = list(itertools.combinations(KINDS, 2))
 
-# %% ../../nbs/labs/trial.ipynb #70bc4439
+# %% ../../nbs/labs/trial.ipynb #272b5096
 def kind_clip(
     kind: str, # one of KINDS
     number: int, # another number, another sound
@@ -75,7 +76,7 @@ def mixture_clip(
     source = f"toy world, a mixture: {', '.join(kinds)}"
     return Clip(audio, RATE, (caption,), "+".join(kinds), source, f"{part}/{number}")
 
-# %% ../../nbs/labs/trial.ipynb #ca00bcb2
+# %% ../../nbs/labs/trial.ipynb #a69a69e6
 def coarse_codec(
     n_q: int = 2, # streams that stay
 ) -> Codec:
@@ -95,7 +96,7 @@ def through_codec(
     parts = [codec.decode(codec.encode(part)) for part in audio.split(batch_size)]
     return torch.cat(parts)[..., : audio.shape[-1]]
 
-# %% ../../nbs/labs/trial.ipynb #d567a556
+# %% ../../nbs/labs/trial.ipynb #699c7788
 def detector_clips(
     n: int, # clips
     part: str, # of the sounds
@@ -110,7 +111,7 @@ def detector_clips(
         clips.append(mixture_clip([KINDS[k] for k in picked.tolist()], i, part))
     return torch.stack([clip.audio for clip in clips]), labels
 
-# %% ../../nbs/labs/trial.ipynb #dce03413
+# %% ../../nbs/labs/trial.ipynb #e1e0f010
 @torch.no_grad()
 def detector_logits(
     detector: Listener, # from `fit_detector`
@@ -120,7 +121,7 @@ def detector_logits(
     "How sure the detector is that each kind sounds"
     return torch.cat([detector(detector.features(part)) for part in audio.split(batch_size)])
 
-# %% ../../nbs/labs/trial.ipynb #efa0b09f
+# %% ../../nbs/labs/trial.ipynb #160adbdb
 def fit_detector(
     codec: Codec, # half of the sounds are heard through it
     n_clips: int = 4000,
@@ -147,7 +148,7 @@ def fit_detector(
             optimizer.step()
     return detector.eval()
 
-# %% ../../nbs/labs/trial.ipynb #c6dff8bd
+# %% ../../nbs/labs/trial.ipynb #f5311e28
 def precision_recall(
     found: torch.Tensor, # (N, C) bool, what was heard
     labels: torch.Tensor, # (N, C) bool, what sounds
@@ -156,17 +157,16 @@ def precision_recall(
     hits = (found & labels).sum(0)
     return hits / found.sum(0).clamp_min(1), hits / labels.sum(0).clamp_min(1)
 
-# %% ../../nbs/labs/trial.ipynb #ca3a6c0f
-_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)       # t_1 to t_9
-
+# %% ../../nbs/labs/trial.ipynb #8d8037ad
 def seed_interval(
-    values: Sequence[float], # one for each seed, 2 to 10
+    values: Sequence[float], # one for each seed, 2 or more
 ) -> tuple[float, float]: # mean and half-width
     "Mean of a few seeds with Student's 95 % interval"
     values = torch.as_tensor(values, dtype=torch.float64)
-    if not 2 <= len(values) <= len(_T95) + 1:
-        raise ValueError(f"values must be those of 2 to {len(_T95) + 1} seeds, got {len(values)}")
-    return values.mean().item(), _T95[len(values) - 2] * values.std().item() / math.sqrt(len(values))
+    if len(values) < 2:
+        raise ValueError(f"values must be those of 2 seeds or more, got {len(values)}")
+    half = student_quantile(len(values) - 1) * values.std().item() / math.sqrt(len(values))    # t s_d / sqrt(n)
+    return values.mean().item(), half
 
 def verdict(
     mean: float, # of the differences, counted so that the claim says "above 0"
@@ -175,7 +175,7 @@ def verdict(
     "What an interval says about a claim"
     return "holds here" if mean > half else "fails here" if mean < -half else "undecided here"
 
-# %% ../../nbs/labs/trial.ipynb #b275d716
+# %% ../../nbs/labs/trial.ipynb #3023f2d1
 MODEL = LMConfig(n_q=2, card=1024, dim=96, n_layers=3, n_heads=4, text_dim=72, pattern="delay", max_frames=100)
 
 def encode_clips(
@@ -189,7 +189,7 @@ def encode_clips(
         codes = torch.cat([codec.encode(part) for part in parts])
     return TokenCache(codes.to(torch.int16), [list(clip.captions) for clip in clips])
 
-# %% ../../nbs/labs/trial.ipynb #24b47a52
+# %% ../../nbs/labs/trial.ipynb #6d33e934
 def train_model(
     folder: str | Path, # of the run; a finished one is read
     codec: Codec,
@@ -212,7 +212,7 @@ def train_model(
     fit_lm(lm, tokens, encoder, settings, folder, progress=False, sample=sample and (lambda n: sample(n, model())))
     return model()
 
-# %% ../../nbs/labs/trial.ipynb #ba54d222
+# %% ../../nbs/labs/trial.ipynb #24960286
 @dataclass(frozen=True)
 class TrialSettings:
     "How large a trial is"
@@ -228,8 +228,8 @@ class TrialSettings:
 FULL = TrialSettings()
 FAST = TrialSettings(seeds=2, n_steps=6, n_recorded=3, n_items=24, n_each=1, n_clips=64, n_detector=8, n_real=5)
 
-# %% ../../nbs/labs/trial.ipynb #65d040b6
-class Trial:
+# %% ../../nbs/labs/trial.ipynb #54410006
+class TrialWorld:
     "Codec, text encoder, detector and training arms of the small world"
     def __init__(self,
         folder: str | Path, # for the detector and the models
