@@ -44,6 +44,8 @@ class MelConfig:
     def __post_init__(self):
         for name in ("sample_rate", "n_fft", "hop", "n_mels", "dimension", "card"):
             object.__setattr__(self, name, whole_number(getattr(self, name), name, 1, 2**20))
+        object.__setattr__(self, "widths", tuple(self.widths))
+        object.__setattr__(self, "strides", tuple(map(tuple, self.strides)))     # JSON gives lists
         if len(self.widths) != len(self.strides) or any(w % 8 for w in self.widths):
             raise ValueError("widths must be multiples of 8, one for each pair of strides, "
                              f"got {self.widths} for {len(self.strides)} strides")
@@ -54,7 +56,7 @@ class MelConfig:
             raise ValueError(f"low_db must be below high_db, got {self.low_db} and {self.high_db}")
 
     @property
-    def n_q(self) -> int: return self.n_mels // math.prod(s for s, _ in self.strides)           # rows of codes
+    def n_q(self) -> int: return self.n_mels // math.prod(s for s, _ in self.strides)          # rows of codes
     @property
     def hop_length(self) -> int: return self.hop * math.prod(s for _, s in self.strides)        # samples
     @property
