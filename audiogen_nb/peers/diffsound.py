@@ -69,7 +69,8 @@ def _order(d, t, s, x):
     "Times as (B, 1, 1) numbers, if 0 <= s < t <= T"
     times = []
     for name, value in (("t", t), ("s", s)):
-        value = torch.as_tensor(value, device=x.device)
+        whole = value if isinstance(value, torch.Tensor) else torch.tensor(whole_number(value, name))
+        value = whole.to(x.device)
         if value.is_floating_point() or value.dtype == torch.bool or value.shape not in ((), (len(x),)):
             raise TypeError(f"{name} must be a whole number or {len(x)} of them, "
                             f"got {list(value.shape)} of {value.dtype}")
@@ -79,6 +80,12 @@ def _order(d, t, s, x):
         raise ValueError(f"times must be 0 <= s < t <= {d.n_steps}, got s = {s.flatten().tolist()[:4]} "
                          f"and t = {t.flatten().tolist()[:4]}")
     return _precise(t), _precise(s)
+
+def _check_guess(d, guess, x):
+    "Refuse guesses that are not (B, K, N)"
+    if guess.shape != (len(x), d.n_codes, x.shape[1]):
+        raise ValueError(f"guess must be (B, K, N) = {[len(x), d.n_codes, x.shape[1]]}, "
+                         f"got {list(guess.shape)}; the network never guesses the mask")
 
 # %% ../../nbs/peers/diffsound.ipynb #7ceb3f28
 class DiscreteDiffusion:
@@ -121,6 +128,7 @@ class DiscreteDiffusion:
         ("p(x_s | x_t), (B, K + 1, N) float64, for guesses (B, K, N) of p(x_0 | x_t); "
          "a place whose guesses are all impossible stays as it is")
         x_t = _places(self, x_t, "x_t")
+        _check_guess(self, guess, x_t)
         t, s = _order(self, t, s, x_t)
         likely = _arriving(self, x_t, 0, t)[:, :-1]                           # q(x_t | x_0 = i)
         w = torch.where(likely > 0, _precise(guess) / likely.where(likely > 0, 1), 0)
@@ -225,6 +233,9 @@ class DiffSound(nn.Module):
     ) -> torch.Tensor: # (B, K, N) logits of x_0
         "Guess the codes"
         c, n = self.config, torch.arange(x_t.shape[1], device=x_t.device)
+        if text_states.shape[-1] != c.text_dim or text_mask.shape != text_states.shape[:2]:
+            raise ValueError(f"text states must be (B, L, {c.text_dim}) with a mask (B, L), "
+                             f"got {list(text_states.shape)} and {list(text_mask.shape)}")
         x = self.embed(x_t) + self.row(n % c.rows) + sinusoidal_positions(n // c.rows, c.dim)
         time = self.time(sinusoidal_positions(t, c.dim))
         text = self.text_proj(text_states) * text_mask[..., None]
