@@ -6,7 +6,7 @@
 __all__ = ['CARD', 'EvaluationSet', 'evaluation_set', 'drawn_items', 'sound_card', 'make_sounds', 'CardField', 'protocol_card',
            'format_card', 'ScoreSetup', 'evaluate_on', 'read_report', 'Comparison', 'compare_reports']
 
-# %% ../../nbs/labs/protocol.ipynb #ed48e928
+# %% ../../nbs/labs/protocol.ipynb #8f87f42f
 import json
 import math
 import os
@@ -34,7 +34,7 @@ from ..engine.surroundings import own_surroundings
 from ..files import atomic_path, read_json
 from .adherence import format_table
 from .embedding import Embedder, load_embedder
-from .scores import (Heard, Yardstick, chance_of_hit, half_scores, hear, item_scores,
+from .scores import (Hearing, Yardstick, at_level, chance_of_hit, half_scores, hear, item_scores,
                                       jackknife_interval, kl_each, right_clips, score_table, set_scores)
 from ..pipeline import AudioGen
 from ..sampling.request import Request, derive_seed
@@ -43,7 +43,7 @@ from ..soundfiles import read_tags, sound_length
 from ..train.shards import weights_fingerprint
 from ..train.tokens import check_captions, clips_fingerprint
 
-# %% ../../nbs/labs/protocol.ipynb #9d40a226
+# %% ../../nbs/labs/protocol.ipynb #859c0b0d
 class EvaluationSet(NamedTuple):
     "Real clips to be judged by, and the shelf among which the nearest is looked for"
     name: str
@@ -78,7 +78,7 @@ def evaluation_set(
     items = everything if split == "all" else _held_out(everything)
     return EvaluationSet(Path(name).name, split, items, everything, sample_rate)
 
-# %% ../../nbs/labs/protocol.ipynb #8aab7f2e
+# %% ../../nbs/labs/protocol.ipynb #719a68b7
 def _held_out(clips: Sequence[Clip]) -> Sequence[Clip]:
     "What training keeps aside; of files on disk nothing is decoded"
     kept = split_clips(getattr(clips, "refs", clips))[1]
@@ -90,7 +90,7 @@ def _facts(clips: Sequence[Clip]) -> list:
 
 def _files(clips: Sequence[Clip]) -> list[str]: return [clip.group or clip.name for clip in _facts(clips)]
 
-# %% ../../nbs/labs/protocol.ipynb #b2eaa261
+# %% ../../nbs/labs/protocol.ipynb #f0983805
 def drawn_items(
     n: int, # items there are
     limit: int | None = None, # how many to take; None: all
@@ -99,7 +99,7 @@ def drawn_items(
     order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).tolist()
     return sorted(order if limit is None else order[:whole_number(limit, "limit", 1)])
 
-# %% ../../nbs/labs/protocol.ipynb #29b32a78
+# %% ../../nbs/labs/protocol.ipynb #b14a31e9
 _SETTINGS = ("guidance_scale", "temperature", "top_k", "top_p")
 
 def sound_card(
@@ -119,7 +119,7 @@ def sound_card(
             "seconds": request.duration, "seed": whole_number(seed, "seed", 0, 2 ** 63 - 1),
             **{key: getattr(request, key) for key in _SETTINGS}}
 
-# %% ../../nbs/labs/protocol.ipynb #0a2bdfa0
+# %% ../../nbs/labs/protocol.ipynb #f6356add
 def _claim(folder: Path, card: dict) -> None:
     "Make a folder the home of sounds of this card, or refuse"
     path, wanted = folder / "card.json", {key: value for key, value in card.items() if key != "model"}
@@ -150,13 +150,13 @@ def _is_made(path: Path, text: str, seed: int, samples: int, rate: int) -> bool:
                          "holds sounds of another set; choose another folder")
     return found == (samples, rate)
 
-# %% ../../nbs/labs/protocol.ipynb #22cc7d68
+# %% ../../nbs/labs/protocol.ipynb #87bc7acf
 def _decoded(model: AudioGen, codes: torch.Tensor, samples: int) -> torch.Tensor:
     "One sound (1, T) of its codes (1, K, F); by itself, for a decoder rounds otherwise in a batch"
     with own_surroundings(model.device):
         return fit_length(StreamingCodec(model.codec).decode(codes)[0].float().cpu(), samples).clamp(-1, 1)
 
-# %% ../../nbs/labs/protocol.ipynb #ba28547f
+# %% ../../nbs/labs/protocol.ipynb #a1fb6f92
 def make_sounds(
     model: AudioGen,
     texts: Mapping[int, str], # number of an item: its caption
@@ -183,7 +183,7 @@ def make_sounds(
             bar.update(len(batch))
     return list(paths.values())
 
-# %% ../../nbs/labs/protocol.ipynb #9e001da3
+# %% ../../nbs/labs/protocol.ipynb #c46c8289
 class CardField(NamedTuple):
     "A line of the protocol card"
     role: str                 # "judged", "same" or "noted"
@@ -217,7 +217,7 @@ CARD = {
     "audiogen_nb": CardField("noted", _T, ""),
 }
 
-# %% ../../nbs/labs/protocol.ipynb #b808618b
+# %% ../../nbs/labs/protocol.ipynb #166b19f7
 def protocol_card(
     sounds: dict, # from `sound_card`
     real: EvaluationSet, # its items are those that are judged
@@ -247,7 +247,7 @@ def format_card(
     return format_table([{key: f"{cell:g}" if isinstance(cell, float) else str(cell) for key, cell in row.items()}
                          for row in rows])
 
-# %% ../../nbs/labs/protocol.ipynb #b14fba79
+# %% ../../nbs/labs/protocol.ipynb #d75aa221
 class _Sounds(Sequence):
     "Sounds that are made or loaded when they are asked for"
     def __init__(self, n: int, get: Callable[[int], torch.Tensor]): self.n, self.get = n, get
@@ -278,7 +278,7 @@ def _noise(n: int, samples: int) -> _Sounds:
     "White noise, another one for each item"
     return _Sounds(n, lambda i: torch.randn(1, samples, generator=torch.Generator().manual_seed(i)))
 
-# %% ../../nbs/labs/protocol.ipynb #f96c3095
+# %% ../../nbs/labs/protocol.ipynb #bf84d8cc
 class ScoreSetup(NamedTuple):
     "What the scores of one report have in common"
     ear: Embedder
@@ -289,7 +289,7 @@ class ScoreSetup(NamedTuple):
     texts: torch.Tensor | None           # (N, D)
     sigmoid: bool                        # KL with sigmoids, too
 
-    def of(self, sounds: Heard) -> tuple[dict[str, dict], dict[str, list]]:
+    def of(self, sounds: Hearing) -> tuple[dict[str, dict], dict[str, list]]:
         "Scores of a set, and the values of its items"
         each = item_scores(self.yard, sounds, self.shelf, self.right, self.allowed, self.texts, self.sigmoid)
         hits = {f"{name}_{k}" for name in self.right for k in (1, 5)}
@@ -312,7 +312,7 @@ class ScoreSetup(NamedTuple):
             luck["cosine_score"] = torch.cosine_similarity(self.texts.roll(away, 0), real.vectors).mean().item()
         return {name: float(f"{value:.6g}") for name, value in luck.items() if not math.isnan(value)}
 
-# %% ../../nbs/labs/protocol.ipynb #398ef9be
+# %% ../../nbs/labs/protocol.ipynb #dd6a7187
 def _asked(ear: Embedder, captions: list[str]) -> tuple[bool, torch.Tensor | None]:
     "Has the ear classes? The vectors of captions, if it reads"
     try:
@@ -323,7 +323,7 @@ def _asked(ear: Embedder, captions: list[str]) -> tuple[bool, torch.Tensor | Non
     reads = hasattr(ear, "embed_text") and getattr(ear, "tokenizer", True) is not None
     return classes, ear.embed_text(captions) if reads else None
 
-def _setup(ear, real: EvaluationSet, seconds, level, fad_dims, sigmoid, progress) -> tuple[ScoreSetup, Heard]:
+def _setup(ear, real: EvaluationSet, seconds, level, fad_dims, sigmoid, progress) -> tuple[ScoreSetup, Hearing]:
     "The real clips and the shelf, heard"
     items, shelf = _facts(real.items), _facts(real.shelf)
     classes, texts = _asked(ear, [clip.captions[0] for clip in items])
@@ -336,7 +336,7 @@ def _setup(ear, real: EvaluationSet, seconds, level, fad_dims, sigmoid, progress
     yard = Yardstick(heard, _files(real.items), fad_dims)
     return ScoreSetup(ear, yard, vectors, *right_clips(items, shelf), texts, sigmoid), heard
 
-# %% ../../nbs/labs/protocol.ipynb #2922680e
+# %% ../../nbs/labs/protocol.ipynb #46575836
 def evaluate_on(
     model: AudioGen | str | Path = "pocket", # or what `AudioGen.from_pretrained` takes
     data: EvaluationSet | str | os.PathLike = "recordings", # or what `evaluation_set` takes
@@ -359,7 +359,7 @@ def evaluate_on(
     **settings, # guidance_scale, temperature, top_k, top_p
 ) -> dict: # the report
     "Judge a model by the real clips of a set: one sound for each caption, scores with intervals, protocol"
-    _check_report_file(out, overwrite)
+    _check_report_file(out, overwrite), at_level(torch.zeros(1, 1), level)
     ear = ear if isinstance(ear, Embedder) else load_embedder(ear, device)
     name = "given" if isinstance(model, AudioGen) else Path(model).name if Path(model).is_dir() else str(model)
     model = model if isinstance(model, AudioGen) else AudioGen.from_pretrained(model, device)
@@ -385,7 +385,7 @@ def evaluate_on(
               "item_scores": each}
     return _written(report, out, progress)
 
-# %% ../../nbs/labs/protocol.ipynb #2dce786e
+# %% ../../nbs/labs/protocol.ipynb #242598a1
 _FORMAT = "audiogen_nb evaluation"
 
 def _check_report_file(out, overwrite: bool) -> None:
@@ -397,8 +397,11 @@ def _check_report_file(out, overwrite: bool) -> None:
 
 def _limited(data: EvaluationSet, numbers: list[int]) -> EvaluationSet:
     "The items with these numbers; a shelf that was all items is these"
-    if len(numbers) < 2:
-        raise ValueError(f"an evaluation needs 2 items or more, got {len(numbers)}")
+    everything = _files(data.items)
+    files = {everything[i] for i in numbers}
+    if len(files) < 6:
+        raise ValueError(f"an evaluation needs clips of 6 files or more, got {len(numbers)} of {len(files)}; "
+                         "pass more, or a larger limit")
     if len(numbers) == len(data.items):
         return data
     if isinstance(data.items, SoundSet):
@@ -415,7 +418,7 @@ def _all_scores(setup, real, data, model, paths, seconds, level, progress) -> tu
     sets = {"generated": listen(_Sounds(n, lambda i: load_audio(paths[i], rate)[0]), "generated"),
             "codec": listen(_through_codec(model, _beginnings(data.items, seconds), rate), "through the codec"),
             "real": real, "noise": listen(noise, "noise"),
-            "silence": Heard(*(part * n if isinstance(part, list) else part.expand(n, -1) if part is not None else None
+            "silence": Hearing(*(part * n if isinstance(part, list) else part.expand(n, -1) if part is not None else None
                                for part in listen(_Sounds(1, silence.get), "silence")))}
     found = {name: setup.of(heard) for name, heard in sets.items()}
     itself = {name: {"why": "the real clips themselves"} for name in ("kl", "kl_sigmoid", "fad_infinity")}
@@ -438,7 +441,7 @@ def _written(report: dict, out, progress: bool) -> dict:
         print(score_table(report["scores"], report["chance"]))
     return report
 
-# %% ../../nbs/labs/protocol.ipynb #eb7e12cc
+# %% ../../nbs/labs/protocol.ipynb #04712d19
 def read_report(
     path: str | os.PathLike, # written by `evaluate_on`
 ) -> dict:
@@ -453,7 +456,7 @@ def read_report(
         raise ValueError(f"{path} is no report of an evaluation, or damaged: {said[:300]}") from e
     return report
 
-# %% ../../nbs/labs/protocol.ipynb #e1ff309a
+# %% ../../nbs/labs/protocol.ipynb #3231bec1
 def _check_report(report: dict) -> None:
     "Refuse what `evaluate_on` would not have written"
     if report.get("format") != _FORMAT:
@@ -503,7 +506,7 @@ def _refuse_unless(fine: bool, fault: str) -> None:
     if not fine:
         raise ValueError(fault)
 
-# %% ../../nbs/labs/protocol.ipynb #5bbcd4c7
+# %% ../../nbs/labs/protocol.ipynb #a80f45b5
 @dataclass(frozen=True)
 class Comparison:
     "What two reports say of the generated sounds; printed, it is Markdown"
@@ -541,7 +544,7 @@ def compare_reports(
     names = dict.fromkeys([*entries[0], *entries[1]])
     return Comparison(judged, same, noted, [_compared(a, b, name) for name in names])
 
-# %% ../../nbs/labs/protocol.ipynb #04e95b5f
+# %% ../../nbs/labs/protocol.ipynb #ff2482c9
 def _compared(a: dict, b: dict, score: str) -> dict:
     "A row: both entries, and the paired difference if there are items"
     entries = [report["scores"]["generated"].get(score) for report in (a, b)]
