@@ -424,17 +424,17 @@ def fit_lora_command(
     print(merge_lora(base, out / "adapter").save_pretrained(out / "model", "float16", exist_ok=True))
 
 # %% ../nbs/engine/cli.ipynb #ee4978c3
-_split = Annotated[str | None, typer.Option(help="With --data: of a data set as its makers name it, else held_out or all.")]
-_root = Annotated[Path | None, typer.Option(help="With --data: folder of the data set, or of the recordings.")]
+_split = Annotated[str | None, typer.Option(help="With --data: a data set's own, else held_out or all.")]
+_root = Annotated[Path | None, typer.Option(help="With --data: folder of the set, or of the recordings.")]
 _limit = Annotated[int | None, typer.Option(min=2, help="With --data: so many clips, always the same.")]
-_sounds = Annotated[Path | None, typer.Option(help="With --data: folder that keeps the sounds for another call.")]
+_sounds = Annotated[Path | None, typer.Option(help="With --data: folder that keeps the sounds.")]
 _ear = Annotated[str | None, typer.Option(help="With --data: aisfx, a name on the hub, or a folder.")]
-_seconds = Annotated[float | None, typer.Option(help="With --data: length of the sounds; the model's by default.")]
+_seconds = Annotated[float | None, typer.Option(help="With --data: length of the sounds (s).")]
 _rate = Annotated[int | None, typer.Option(help="With --data: Hz of all sounds before the ear.")]
-_dims = Annotated[int | None, typer.Option(min=1, help="With --data: directions that the Frechet distance looks at.")]
+_dims = Annotated[int | None, typer.Option(min=1, help="With --data: directions that FAD looks at.")]
 _batch = Annotated[int | None, typer.Option(min=1, help="With --data: sounds made at once.")]
 _where = Annotated[str | None, typer.Option(help="With --data: cpu, cuda, cuda:1, mps.")]
-_pair = Annotated[tuple[Path, Path] | None, typer.Option(help="Two reports made with --data, to be compared.")]
+_pair = Annotated[tuple[Path, Path] | None, typer.Option(help="Two reports of --data, to be compared.")]
 
 def _one(values, option):
     "The value of an option that --data takes once"
@@ -454,7 +454,7 @@ def _listener_report(model, out, _, recordings, seeds, scales, given, progress):
 def _data_report(model, out, data, recordings, seeds, scales, given, progress):
     "The report of judge.protocol"
     if recordings is not None:
-        raise ValueError("--recordings is for the report without --data; pass --data recordings --root FOLDER")
+        raise ValueError("--recordings goes without --data; pass --data recordings --root FOLDER")
     seed, scale = _one(seeds, "--seed"), _one(scales, "--guidance-scale")
     given |= {name: value for name, value in (("seed", seed), ("guidance_scale", scale)) if value is not None}
     from audiogen_nb.judge.protocol import evaluate_on
@@ -465,7 +465,8 @@ def _data_report(model, out, data, recordings, seeds, scales, given, progress):
 def evaluate_command(
     model: Annotated[str, typer.Option(help="'pocket', a folder, or a hub id.")] = "pocket",
     out: Annotated[Path, typer.Option("--out", "-o", help="Report to write: .json.")] = Path("report.json"),
-    recordings: Annotated[Path | None, typer.Option(help="Without --data: what `fetch-recordings` filled.")] = None,
+    recordings: Annotated[Path | None, typer.Option(
+        help="Without --data: what `fetch-recordings` filled.")] = None,
     seed: Annotated[list[int] | None, typer.Option(
         help="Seed of a round of sounds; without --data several times: 0 1 2 by default.")] = None,
     guidance_scale: Annotated[list[float] | None, typer.Option(
@@ -491,8 +492,8 @@ def evaluate_command(
                sample_rate=sample_rate, fad_dims=fad_dims, batch_size=batch_size, device=device,
                sigmoid=sigmoid or None)
     given = {name: value for name, value in own.items() if value is not None}
-    (_listener_report if data is None else _data_report)(model, out, data, recordings, seed, guidance_scale, given,
-                                                         not quiet)
+    report = _listener_report if data is None else _data_report
+    report(model, out, data, recordings, seed, guidance_scale, given, not quiet)
     print(out)
 
 # %% ../nbs/engine/cli.ipynb #45b05eb0

@@ -19,7 +19,7 @@ from audiogen_nb.data.clips import Clip
 from audiogen_nb.judge.distances import spectral_embedding
 from audiogen_nb.judge.embedding import FunctionEmbedder
 from audiogen_nb.judge.protocol import (CARD, EvaluationSet, compare_reports, drawn_items, evaluate_on, evaluation_set, format_card,
-                                        make_sounds, read_report, sound_card)
+                                        make_item_sounds, read_report, sound_card)
 from audiogen_nb.judge.scores import (Hearing, Yardstick, chance_of_hit, half_scores, hear, jackknife_interval, nearest_hits, right_clips,
                                       score_table, set_scores)
 from audiogen_nb.sound import load_audio
@@ -223,7 +223,7 @@ def test_whatever_decides_a_figure_is_on_the_card(tiny, real, report, field, cha
 def test_whatever_decides_a_sound_is_on_the_card(tiny, tmp_path, change):
     plain, other = sound_card(tiny, "tiny", 0.25, 0), sound_card(tiny, "tiny", 0.25, **{"seed": 0, **change})
     assert all(other[key] == value != plain[key] for key, value in change.items())
-    one, two = (make_sounds(tiny, {0: "rain"}, tmp_path / str(i), card, progress=False)[0] for i, card in enumerate((plain, other)))
+    one, two = (make_item_sounds(tiny, {0: "rain"}, tmp_path / str(i), card, progress=False)[0] for i, card in enumerate((plain, other)))
     assert not torch.equal(load_audio(one)[0], load_audio(two)[0])
 
 
@@ -248,8 +248,8 @@ def test_a_sound_is_its_item_s_whatever_the_batch(tiny, real, report, home):
     again = evaluate_on(tiny, real, batch_size=5, **OPTIONS)              # in a temporary folder, in other batches
     assert again == report
     card = sound_card(tiny, "tiny", 0.25, 0)
-    paths = make_sounds(tiny, {3: "rain", 900: "wind"}, home / "few", card, progress=False)
-    alone, = make_sounds(tiny, {900: "wind"}, home / "alone", card, progress=False)
+    paths = make_item_sounds(tiny, {3: "rain", 900: "wind"}, home / "few", card, progress=False)
+    alone, = make_item_sounds(tiny, {900: "wind"}, home / "alone", card, progress=False)
     assert paths[1].name == alone.name and paths[1].read_bytes() == alone.read_bytes()
     assert read_tags(alone)["item"] == 900 and str(read_tags(alone)["seed"]) in alone.name
     assert alone.name.startswith("00900-seed") and paths[0].name.split("-")[1] != alone.name.split("-")[1]
@@ -271,27 +271,27 @@ def test_a_larger_limit_makes_only_what_is_missing(tiny, real, tmp_path, monkeyp
 
 def test_a_damaged_sound_is_made_again(tiny, tmp_path):
     card = sound_card(tiny, "tiny", 0.25, 0)
-    path, = make_sounds(tiny, {1: "rain"}, tmp_path / "s", card, progress=False)
+    path, = make_item_sounds(tiny, {1: "rain"}, tmp_path / "s", card, progress=False)
     whole = path.read_bytes()
     for damage in (whole[:100], b"", b"no sound"):
         path.write_bytes(damage)
-        make_sounds(tiny, {1: "rain"}, tmp_path / "s", card, progress=False)
+        make_item_sounds(tiny, {1: "rain"}, tmp_path / "s", card, progress=False)
         assert path.read_bytes() == whole
     short = sound_card(tiny, "tiny", 0.25, 0)
     soundfile.write(path, np.zeros(10), RATE)                             # somebody's sound under this name
     with pytest.raises(ValueError, match="made for 'None', not for 'rain'"):
-        make_sounds(tiny, {1: "rain"}, tmp_path / "s", short, progress=False)
+        make_item_sounds(tiny, {1: "rain"}, tmp_path / "s", short, progress=False)
 
 
 @pytest.mark.parametrize("change, says", [(dict(seed=1), "seed is 0, not 1"), (dict(guidance_scale=1.0), "guidance_scale is 3.0, not 1.0"),
                                           (dict(seconds=0.5), "seconds is 0.25, not 0.5")])
 def test_sounds_of_another_card_are_never_mixed_in(tiny, tmp_path, change, says):
-    make_sounds(tiny, {1: "rain"}, tmp_path / "s", sound_card(tiny, "tiny", 0.25, 0), progress=False)
+    make_item_sounds(tiny, {1: "rain"}, tmp_path / "s", sound_card(tiny, "tiny", 0.25, 0), progress=False)
     before = sorted(p.name for p in (tmp_path / "s").iterdir())
     with pytest.raises(ValueError, match=says):
-        make_sounds(tiny, {2: "wind"}, tmp_path / "s", sound_card(tiny, "tiny", **{"seconds": 0.25, "seed": 0, **change}), progress=False)
+        make_item_sounds(tiny, {2: "wind"}, tmp_path / "s", sound_card(tiny, "tiny", **{"seconds": 0.25, "seed": 0, **change}), progress=False)
     with pytest.raises(ValueError, match="was made for 'rain', not for 'wind'"):
-        make_sounds(tiny, {1: "wind"}, tmp_path / "s", sound_card(tiny, "another name", 0.25, 0), progress=False)
+        make_item_sounds(tiny, {1: "wind"}, tmp_path / "s", sound_card(tiny, "another name", 0.25, 0), progress=False)
     assert sorted(p.name for p in (tmp_path / "s").iterdir()) == before
 
 
@@ -301,9 +301,9 @@ def test_a_folder_of_other_things_is_left_alone(tiny, tmp_path):
     (tmp_path / "broken").mkdir(), (tmp_path / "broken" / "card.json").write_text("{")
     for folder, error in (("mine", "not empty"), ("broken", "not a file of JSON"), ("mine/a.txt", "no folder of sounds")):
         with pytest.raises(ValueError, match=error):
-            make_sounds(tiny, {1: "rain"}, tmp_path / folder, card, progress=False)
+            make_item_sounds(tiny, {1: "rain"}, tmp_path / folder, card, progress=False)
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        make_sounds(tiny, {1: "rain"}, tmp_path / "no" / "where", card, progress=False)
+        make_item_sounds(tiny, {1: "rain"}, tmp_path / "no" / "where", card, progress=False)
     assert len(list((tmp_path / "mine").iterdir())) == 1
 
 

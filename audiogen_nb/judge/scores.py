@@ -19,8 +19,8 @@ from .adherence import content_stems, format_table
 from .distances import frechet_distance, kl_divergence, wilson
 from .embedding import Embedder
 from .listening import student_quantile
-from .measures import (cosine_score, fad_infinity, inception_score, kernel_distance, median_distance,
-                                        vendi_score)
+from .measures import (cosine_score, fad_infinity, inception_score, kernel_distance,
+                                        median_distance, vendi_score)
 from ..sound import check_audio
 
 # %% ../../nbs/labs/scores.ipynb #3543d46a
@@ -86,7 +86,7 @@ def right_clips(
     items: Sequence, # N clips or references, with captions, kind and group
     shelf: Sequence, # M of them
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]: # "kind" and "word": (N, M) bool; which may count (N, M)
-    "Which clips of a shelf are right answers to the first captions of items; those of the item's file may not count"
+    "Which clips of a shelf are right answers to the first captions of items, and which are of other files"
     file = lambda clips: [clip.group or clip.name for clip in clips]
     kinds = [clip.kind for clip in shelf]
     words = [frozenset().union(*map(content_stems, clip.captions)) for clip in shelf]
@@ -122,7 +122,8 @@ def chance_of_hit(
 ) -> torch.Tensor: # (N,) float64; NaN where no right answer may be found
     "Share of hits of somebody who draws k clips of the shelf blindly"
     n, r = allowed.sum(1).tolist(), (right & allowed).sum(1).tolist()
-    luck = [1 - math.comb(n - r, min(k, n)) / math.comb(n, min(k, n)) if r else math.nan for n, r in zip(n, r)]
+    miss = lambda n, r, k: math.comb(n - r, k) / math.comb(n, k)
+    luck = [1 - miss(n, r, min(k, n)) if r else math.nan for n, r in zip(n, r)]
     return torch.tensor(luck, dtype=torch.float64)
 
 # %% ../../nbs/labs/scores.ipynb #fbf36ac8
@@ -162,7 +163,7 @@ class Yardstick:
         "A score of items with its interval, or why there is none"
         try:
             return _entry(*jackknife_interval(score, self.groups, n_blocks))
-        except ValueError as e:                                      # too little is left when a file is left out
+        except ValueError as e:                                # too little is left when a file is left out
             return {"why": str(e)}
 
     def of_items(self, values: torch.Tensor) -> dict: # (N,) one value for each item; NaN: none
@@ -171,7 +172,8 @@ class Yardstick:
         files = [self.groups[i] for i in known]
         if len(set(files)) < 2:
             return {"why": f"{len(set(files))} files have it"}
-        return _entry(*jackknife_interval(lambda keep: values[known[keep]].mean().item(), files), n=len(known))
+        mean = lambda keep: values[known[keep]].mean().item()
+        return _entry(*jackknife_interval(mean, files), n=len(known))
 
     def share(self, hits: torch.Tensor) -> dict: # (N,) 0, 1, or NaN
         "A share of hits, with Wilson's interval; files are the trials"
@@ -193,8 +195,9 @@ def set_scores(
     fad = lambda i: frechet_distance(torch.cat(some(a, i)), torch.cat(some(b, i)))
     extended = lambda i: fad_infinity(torch.cat(some(a, i)), some(b, i), 6, 4)
     n, dims = min(sum(map(len, a)), sum(map(len, b))), yard.directions.shape[1]
-    few = lambda times: {"why": f"{n} blocks are too few for {dims} dimensions, it takes {times} times as many; "
-                                f"pass fad_dims, at most {n // times}, or read the kernel distance"}
+    few = lambda times: {
+        "why": f"{n} blocks are too few for {dims} dimensions, it takes {times} times as many; "
+               f"pass fad_dims, at most {n // times}, or read the kernel distance"}
     return {
         "kernel_distance": yard.entry(lambda i: kernel_distance(yard.vectors[i], vectors[i], h)),
         "fad": yard.entry(fad) if n >= 2 * dims else few(2),
@@ -217,9 +220,10 @@ def half_scores(
     blocks = yard.turned(yard.real)
     of = lambda i, side: i[first[i] == side]
     kernel = lambda i: kernel_distance(yard.vectors[of(i, True)], yard.vectors[of(i, False)], yard.bandwidth)
-    fad = lambda i: frechet_distance(*(torch.cat([blocks[j] for j in of(i, s).tolist()]) for s in (True, False)))
-    n, dims = (min(sum(len(blocks[j]) for j in of(torch.arange(len(first)), s)) for s in (True, False)),
-               yard.directions.shape[1])
+    of_half = lambda i, side: torch.cat([blocks[j] for j in of(i, side).tolist()])
+    fad = lambda i: frechet_distance(of_half(i, True), of_half(i, False))
+    n = min(len(of_half(torch.arange(len(first)), side)) for side in (True, False))
+    dims = yard.directions.shape[1]
     few = {"why": f"half of the real clips has {n} blocks, {dims} dimensions take {2 * dims}"}
     return {"kernel_distance": yard.entry(kernel), "fad": yard.entry(fad) if n >= 2 * dims else few}
 
