@@ -378,7 +378,7 @@ def test_a_set_that_is_none_is_refused(arguments, says, monkeypatch):
     (dict(level="loud"), ValueError, "level must be"), (dict(loud=1), ValueError, "no key 'loud'"), (dict(top_k=-1), ValueError, "top_k"),
     (dict(seconds=99), ValueError, "duration must be"), (dict(seconds="1"), TypeError, "seconds must be a number"),
     (dict(seed=-1), ValueError, "seed must be"), (dict(fad_dims=13), ValueError, "fad_dims must be at most"),
-    (dict(batch_size=0), ValueError, "batch_size"), (dict(out="nowhere/a.json"), FileNotFoundError, "create it first")])
+    (dict(batch_size=0), ValueError, "batch_size"), (dict(split="all"), ValueError, "a set that is given by its name"), (dict(out="nowhere/a.json"), FileNotFoundError, "create it first")])
 def test_what_cannot_be_done_is_refused_before_a_sound_is_made(tiny, real, monkeypatch, change, error, says):
     monkeypatch.setattr(type(tiny), "generate_codes", lambda *_, **__: pytest.fail("a sound was made"))
     with pytest.raises(error, match=says):

@@ -6,7 +6,7 @@
 __all__ = ['CARD', 'EvaluationSet', 'evaluation_set', 'drawn_items', 'sound_card', 'make_item_sounds', 'CardField',
            'protocol_card', 'format_card', 'ScoreSetup', 'evaluate_on', 'read_report', 'Comparison', 'compare_reports']
 
-# %% ../../nbs/labs/protocol.ipynb #8325a68d
+# %% ../../nbs/labs/protocol.ipynb #2567d94f
 import json
 import math
 import os
@@ -44,7 +44,7 @@ from ..soundfiles import read_tags, sound_length
 from ..train.shards import weights_fingerprint
 from ..train.tokens import check_captions, clips_fingerprint
 
-# %% ../../nbs/labs/protocol.ipynb #1a4300d8
+# %% ../../nbs/labs/protocol.ipynb #dfc0f4d1
 class EvaluationSet(NamedTuple):
     "Real clips to be judged by, and the shelf among which the nearest is looked for"
     name: str
@@ -79,7 +79,7 @@ def evaluation_set(
     items = everything if split == "all" else _held_out(everything)
     return EvaluationSet(Path(name).name, split, items, everything, sample_rate)
 
-# %% ../../nbs/labs/protocol.ipynb #4aee42bc
+# %% ../../nbs/labs/protocol.ipynb #5567540f
 def _held_out(clips: Sequence[Clip]) -> Sequence[Clip]:
     "What training keeps aside; of files on disk nothing is decoded"
     kept = split_clips(getattr(clips, "refs", clips))[1]
@@ -91,7 +91,7 @@ def _facts(clips: Sequence[Clip]) -> list:
 
 def _files(clips: Sequence[Clip]) -> list[str]: return [clip.group or clip.name for clip in _facts(clips)]
 
-# %% ../../nbs/labs/protocol.ipynb #004cff74
+# %% ../../nbs/labs/protocol.ipynb #bc252566
 def drawn_items(
     n: int, # items there are
     limit: int | None = None, # how many to take; None: all
@@ -100,7 +100,7 @@ def drawn_items(
     order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).tolist()
     return sorted(order if limit is None else order[:whole_number(limit, "limit", 1)])
 
-# %% ../../nbs/labs/protocol.ipynb #8e7abd85
+# %% ../../nbs/labs/protocol.ipynb #5c52c399
 _SETTINGS = ("guidance_scale", "temperature", "top_k", "top_p")
 
 def sound_card(
@@ -120,7 +120,7 @@ def sound_card(
             "seconds": request.duration, "seed": whole_number(seed, "seed", 0, 2 ** 63 - 1),
             **{key: getattr(request, key) for key in _SETTINGS}}
 
-# %% ../../nbs/labs/protocol.ipynb #0f6fa53e
+# %% ../../nbs/labs/protocol.ipynb #471cb8bf
 def _claim(folder: Path, card: dict) -> None:
     "Make a folder the home of sounds of this card, or refuse"
     path, wanted = folder / "card.json", {key: value for key, value in card.items() if key != "model"}
@@ -152,13 +152,13 @@ def _is_made(path: Path, text: str, seed: int, samples: int, rate: int) -> bool:
                          "folder holds sounds of another set; choose another folder")
     return found == (samples, rate)
 
-# %% ../../nbs/labs/protocol.ipynb #d19922ae
+# %% ../../nbs/labs/protocol.ipynb #e808c5e7
 def _decoded(model: AudioGen, codes: torch.Tensor, samples: int) -> torch.Tensor:
     "One sound (1, T) of its codes (1, K, F); by itself, for a decoder rounds otherwise in a batch"
     with own_surroundings(model.device):
         return fit_length(StreamingCodec(model.codec).decode(codes)[0].float().cpu(), samples).clamp(-1, 1)
 
-# %% ../../nbs/labs/protocol.ipynb #71a9e29a
+# %% ../../nbs/labs/protocol.ipynb #8f169c8b
 def make_item_sounds(
     model: AudioGen,
     texts: Mapping[int, str], # number of an item: its caption
@@ -186,7 +186,7 @@ def make_item_sounds(
             bar.update(len(batch))
     return list(paths.values())
 
-# %% ../../nbs/labs/protocol.ipynb #e1575a2c
+# %% ../../nbs/labs/protocol.ipynb #404b6b59
 class CardField(NamedTuple):
     "A line of the protocol card"
     role: str                 # "judged", "same" or "noted"
@@ -224,7 +224,7 @@ CARD = {
     "audiogen_nb": CardField("noted", _T, ""),
 }
 
-# %% ../../nbs/labs/protocol.ipynb #3ba8d905
+# %% ../../nbs/labs/protocol.ipynb #91e2332c
 def protocol_card(
     sounds: dict, # from `sound_card`
     real: EvaluationSet, # its items are those that are judged
@@ -254,7 +254,7 @@ def format_card(
     return format_table([{"protocol": key, "value": show(report["card"][key]), "about": field.about}
                          for key, field in CARD.items()])
 
-# %% ../../nbs/labs/protocol.ipynb #92fa1030
+# %% ../../nbs/labs/protocol.ipynb #c4b1e0b0
 class _Sounds(Sequence):
     "Sounds that are made or loaded when they are asked for"
     def __init__(self, n: int, get: Callable[[int], torch.Tensor]): self.n, self.get = n, get
@@ -285,7 +285,7 @@ def _noise(n: int, samples: int) -> _Sounds:
     "White noise, another one for each item"
     return _Sounds(n, lambda i: torch.randn(1, samples, generator=torch.Generator().manual_seed(i)))
 
-# %% ../../nbs/labs/protocol.ipynb #5ca205ea
+# %% ../../nbs/labs/protocol.ipynb #93e6eacd
 class ScoreSetup(NamedTuple):
     "What the scores of one report have in common"
     ear: Embedder
@@ -321,7 +321,7 @@ class ScoreSetup(NamedTuple):
             luck["cosine_score"] = torch.cosine_similarity(others, real.vectors).mean().item()
         return {name: float(f"{value:.6g}") for name, value in luck.items() if not math.isnan(value)}
 
-# %% ../../nbs/labs/protocol.ipynb #7c472667
+# %% ../../nbs/labs/protocol.ipynb #a4e92126
 def _asked(ear: Embedder, captions: list[str]) -> tuple[bool, torch.Tensor | None]:
     "Has the ear classes? The vectors of captions, if it reads"
     try:
@@ -345,7 +345,7 @@ def _setup(ear, real, seconds, level, fad_dims, sigmoid, progress) -> tuple[Scor
     yard = Yardstick(heard, _files(real.items), fad_dims)
     return ScoreSetup(ear, yard, vectors, *right_clips(items, shelf), texts, sigmoid), heard
 
-# %% ../../nbs/labs/protocol.ipynb #b0ef3603
+# %% ../../nbs/labs/protocol.ipynb #e216e107
 def evaluate_on(
     model: AudioGen | str | Path = "pocket", # or what `AudioGen.from_pretrained` takes
     data: EvaluationSet | str | os.PathLike = "recordings", # or what `evaluation_set` takes
@@ -374,8 +374,7 @@ def evaluate_on(
     model = model if isinstance(model, AudioGen) else AudioGen.from_pretrained(model, device)
     seconds = model.generation.duration if seconds is None else real_number(seconds, "seconds", 0.05)
     made_by = sound_card(model, name, seconds, seed, **settings)
-    if not isinstance(data, EvaluationSet):
-        data = evaluation_set(data, split, root, sample_rate or model.sample_rate)
+    data = _as_set(data, split, root, sample_rate, model.sample_rate)
     numbers, n_of = drawn_items(len(data.items), limit), len(data.items)
     data = _limited(data, numbers)
     facts = _facts(data.items)
@@ -394,8 +393,15 @@ def evaluate_on(
               "item_scores": each}
     return _written(report, out, progress)
 
-# %% ../../nbs/labs/protocol.ipynb #cd9e8f2b
+# %% ../../nbs/labs/protocol.ipynb #6ac5a7a5
 _FORMAT = "audiogen_nb evaluation"
+
+def _as_set(data, split, root, sample_rate, own_rate: int) -> EvaluationSet:
+    if not isinstance(data, EvaluationSet):
+        return evaluation_set(data, split, root, own_rate if sample_rate is None else sample_rate)
+    if any(x is not None for x in (split, root, sample_rate)):
+        raise ValueError("split, root and sample_rate are for a set that is given by its name")
+    return data
 
 def _name_of(model) -> str:
     if isinstance(model, AudioGen):
@@ -424,7 +430,7 @@ def _limited(data: EvaluationSet, numbers: list[int]) -> EvaluationSet:
         items = [data.items[i] for i in numbers]
     return data._replace(items=items, shelf=items if data.shelf is data.items else data.shelf)
 
-# %% ../../nbs/labs/protocol.ipynb #11872073
+# %% ../../nbs/labs/protocol.ipynb #e2971b20
 def _repeated(heard: Hearing, n: int) -> Hearing:
     "What was heard in one sound, n times"
     return Hearing(heard.blocks * n, None if heard.logits is None else heard.logits.expand(n, -1))
@@ -446,7 +452,7 @@ def _all_scores(setup, real, data, model, paths, seconds, level, progress) -> tu
     return ({name: scores for name, (scores, _) in found.items()},
             {name: found[name][1] for name in ("generated", "codec", "real")})
 
-# %% ../../nbs/labs/protocol.ipynb #d390353c
+# %% ../../nbs/labs/protocol.ipynb #d46b2ac0
 def _as_text(report: dict) -> str:
     "JSON with a line for each item and for the values of each score"
     line = lambda x: json.dumps(x, ensure_ascii=False)
@@ -467,7 +473,7 @@ def _written(report: dict, out, progress: bool) -> dict:
         print(score_table(report["scores"], report["chance"]))
     return report
 
-# %% ../../nbs/labs/protocol.ipynb #cbc2364e
+# %% ../../nbs/labs/protocol.ipynb #525da342
 def read_report(
     path: str | os.PathLike, # written by `evaluate_on`
 ) -> dict:
@@ -482,7 +488,7 @@ def read_report(
         raise ValueError(f"{path} is no report of an evaluation, or damaged: {said[:300]}") from e
     return report
 
-# %% ../../nbs/labs/protocol.ipynb #f598a7a9
+# %% ../../nbs/labs/protocol.ipynb #3046b3c7
 def _refuse_unless(fine: bool, fault: str) -> None:
     if not fine:
         raise ValueError(fault)
@@ -515,7 +521,7 @@ def _check_report(report: dict) -> None:
         real_number(value, f"chance of {name}")
     _check_scores(report["scores"], report["item_scores"], len(items))
 
-# %% ../../nbs/labs/protocol.ipynb #1bdcbd22
+# %% ../../nbs/labs/protocol.ipynb #de6f9071
 def _check_scores(scores, each, n: int) -> None:
     "Entries with a value between its ends, or a reason; item scores with n numbers or nulls"
     for name, entries in _objects(scores, "scores"):
@@ -533,7 +539,7 @@ def _check_scores(scores, each, n: int) -> None:
                 real_number(0 if value is None else value, what)
     _refuse_unless("generated" in scores and "generated" in each, "there are no scores of generated sounds")
 
-# %% ../../nbs/labs/protocol.ipynb #c7f37e82
+# %% ../../nbs/labs/protocol.ipynb #cf0fd067
 @dataclass(frozen=True)
 class Comparison:
     "What two reports say of the generated sounds; printed, it is Markdown"
@@ -572,7 +578,7 @@ def compare_reports(
     names = dict.fromkeys([*entries[0], *entries[1]])
     return Comparison(judged, same, noted, [_compared(a, b, name) for name in names])
 
-# %% ../../nbs/labs/protocol.ipynb #f7d277b3
+# %% ../../nbs/labs/protocol.ipynb #f0a1fac3
 def _compared(a: dict, b: dict, score: str) -> dict:
     "A row: both entries, and the paired difference if there are items"
     entries = [report["scores"]["generated"].get(score) for report in (a, b)]
