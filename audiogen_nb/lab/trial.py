@@ -165,7 +165,7 @@ def seed_interval(
     values = torch.as_tensor(values, dtype=torch.float64)
     if len(values) < 2:
         raise ValueError(f"values must be those of 2 seeds or more, got {len(values)}")
-    half = student_quantile(len(values) - 1) * values.std().item() / math.sqrt(len(values))    # t s_d / sqrt(n)
+    half = student_quantile(len(values) - 1) * values.std().item() / math.sqrt(len(values))  # t s / √n
     return values.mean().item(), half
 
 def verdict(
@@ -176,7 +176,8 @@ def verdict(
     return "holds here" if mean > half else "fails here" if mean < -half else "undecided here"
 
 # %% ../../nbs/labs/trial.ipynb #3023f2d1
-MODEL = LMConfig(n_q=2, card=1024, dim=96, n_layers=3, n_heads=4, text_dim=72, pattern="delay", max_frames=100)
+MODEL = LMConfig(n_q=2, card=1024, dim=96, n_layers=3, n_heads=4, text_dim=72, pattern="delay",
+                 max_frames=100)
 
 def encode_clips(
     codec: Codec,
@@ -209,7 +210,8 @@ def train_model(
                              "text_noise": 0.2, "seed": seed, "checkpoint_every": 250} | training)
     generation = Generation(seconds, seconds, temperature=1.0, top_k=0)
     model = lambda: AudioGen(codec, lm, encoder, generation)
-    fit_lm(lm, tokens, encoder, settings, folder, progress=False, sample=sample and (lambda n: sample(n, model())))
+    told = sample and (lambda n: sample(n, model()))
+    fit_lm(lm, tokens, encoder, settings, folder, progress=False, sample=told)
     return model()
 
 # %% ../../nbs/labs/trial.ipynb #24960286
@@ -218,7 +220,7 @@ class TrialSettings:
     "How large a trial is"
     seeds: int = 5             # trainings of each arm
     n_steps: int = 600         # of each training
-    n_recorded: int = 100      # single sounds of each kind that are recorded, and a tenth as many of each seen pair
+    n_recorded: int = 100      # recorded sounds of each kind; of each seen pair a tenth as many
     n_items: int = 4000        # mixtures of an arm
     n_each: int = 8            # sounds of each kind or pair
     n_clips: int = 4000        # for the detector
@@ -226,7 +228,8 @@ class TrialSettings:
     n_real: int = 50           # real clips of each kind to compare with
 
 FULL = TrialSettings()
-FAST = TrialSettings(seeds=2, n_steps=6, n_recorded=3, n_items=24, n_each=1, n_clips=64, n_detector=8, n_real=5)
+FAST = TrialSettings(seeds=1, n_steps=6, n_recorded=3, n_items=24, n_each=1, n_clips=64, n_detector=8,
+                     n_real=5)
 
 # %% ../../nbs/labs/trial.ipynb #54410006
 class TrialWorld:
@@ -253,15 +256,16 @@ class TrialWorld:
     def pool(self, pairs: str) -> TokenCache: # "recorded", "seen" or "all"
         "Tokens: what was recorded (single sounds, few pairs), or mixtures of seen pairs or of all pairs"
         if pairs not in self.pools:
-            if pairs == "recorded":
-                n = self.settings.n_recorded
-                clips = [kind_clip(kind, i) for i in range(n) for kind in KINDS]
-                clips += [mixture_clip(pair, i, "recorded") for i in range(max(1, n // 10)) for pair in SEEN]
-            else:
-                among = {"seen": SEEN, "all": ALL_PAIRS}[pairs]
-                clips = [mixture_clip(among[i % len(among)], i, "mixed") for i in range(self.settings.n_items)]
-            self.pools[pairs] = encode_clips(self.codec, clips)
+            self.pools[pairs] = encode_clips(self.codec, self._clips(pairs))
         return self.pools[pairs]
+
+    def _clips(self, pairs):
+        if pairs == "recorded":
+            n = self.settings.n_recorded
+            clips = [kind_clip(kind, i) for i in range(n) for kind in KINDS]
+            return clips + [mixture_clip(p, i, "recorded") for i in range(max(1, n // 10)) for p in SEEN]
+        among = {"seen": SEEN, "all": ALL_PAIRS}[pairs]
+        return [mixture_clip(among[i % len(among)], i, "mixed") for i in range(self.settings.n_items)]
 
     def arm(self, mixing: str) -> TokenCache: # "none", "seen" or "all"
         "What a model learns from: recorded sounds, and as many mixtures if there is mixing"
