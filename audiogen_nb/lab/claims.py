@@ -187,7 +187,8 @@ def try_mixing(
 GUIDANCE = {f"{scale:g}": {"guidance_scale": scale} for scale in (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)}
 SAMPLING = {"everything": {}, "top-k 250": {"top_k": 250}, "top-k 32": {"top_k": 32},
             "top-p 0.25": {"top_p": 0.25}, "top-p 0.9": {"top_p": 0.9},
-            "temperature 0.7": {"temperature": 0.7}, "temperature 1.3": {"temperature": 1.3}, "greedy": {"greedy": True}}
+            "temperature 0.7": {"temperature": 0.7}, "temperature 1.3": {"temperature": 1.3},
+            "greedy": {"greedy": True}}
 
 def try_settings(
     trial: TrialWorld,
@@ -328,7 +329,8 @@ def try_sizes(
         for arm, config in SIZES.items():
             model = trial.model("all", seed, config, "" if arm == "middle" else f"-{arm}")
             rows.append({"arm": arm, "seed": seed,
-                         "parameters": sum(p.numel() for p in model.lm.parameters()), "loss": held_out_loss(model, unseen),
+                         "parameters": sum(p.numel() for p in model.lm.parameters()),
+                         "loss": held_out_loss(model, unseen),
                          "both": all_heard(trial, answers(model, pairs, seed), asked_pairs),
                          **scale.scores(answers(model, clips, seed), asked, real)})
     return rows
@@ -414,7 +416,8 @@ def try_words(
 # %% ../../nbs/labs/claims.ipynb #c740c308
 RECORDED = {"dog": "a dog barks", "bell": "a bell rings", "bird": "a bird sings", "cow": "a cow moos",
             "drum": "a kick drum", "horse": "a horse neighs", "sheep": "a sheep bleats",
-            "hiss": "a snake hisses", "hammering": "someone hammers", "horn signal": "a horn signal", "poultry": "a duck quacks",
+            "hiss": "a snake hisses", "hammering": "someone hammers", "horn signal": "a horn signal",
+            "poultry": "a duck quacks",
             "saw": "sawing wood"}
 
 def recorded_mixture(
