@@ -86,12 +86,17 @@ def caption_table() -> tuple[CaptionRow, ...]:
     return tuple(CaptionRow(*row, tuple(filter(None, captions.split(";")))) for *row, captions in rows)
 
 # %% ../../nbs/worlds/recordings.ipynb #caf22183
+@cache
+def _rows_of(package: str) -> tuple[CaptionRow, ...]:
+    return tuple(row for row in caption_table() if row.package == package)
+
+# %% ../../nbs/worlds/recordings.ipynb #b4d6aa9f
 def find_row(
     package: str, # Debian package
     name: str, # path below the package's sound folder, or "NN title" for an entry of a .cat file
 ) -> CaptionRow | None: # None: no row covers it
     "First row of the caption table that matches a recording"
-    return next((r for r in caption_table() if r.package == package and fnmatchcase(name, r.pattern)), None)
+    return next((row for row in _rows_of(package) if fnmatchcase(name, row.pattern)), None)
 
 # %% ../../nbs/worlds/recordings.ipynb #46bc7e56
 class Package(NamedTuple):
@@ -543,7 +548,7 @@ def _decoded(root: Path, package: str, sample_rate: int, problems: dict) -> list
     "Clips of one package from its cache, which is made first if anything it depends on has changed"
     files = [p for p in sorted((root / package).rglob("*")) if p.is_file()]
     files = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    left_out = [(r.pattern, r.kind == "-") for r in caption_table() if r.package == package]
+    left_out = [(r.pattern, r.kind == "-") for r in _rows_of(package)]
     key = json.dumps([5, sample_rate, str(root.resolve()), PACKAGES[package], files, left_out])
     stem = cache_dir() / f"recordings-{package}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if (clips := _read_cache(stem)) is None:
