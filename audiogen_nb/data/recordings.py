@@ -123,110 +123,112 @@ PACKAGES = {
 }
 _SOUND_SUFFIXES = (".wav", ".ogg", ".oga", ".flac", ".mp3", ".cat")
 
-# %% ../../nbs/worlds/recordings.ipynb #2f87ba6c
+# %% ../../nbs/worlds/recordings.ipynb #f6d72c1f
 PACKAGES |= {
     "ufoai-sound": Package("usr/share/games/ufoai/base", ("0snd.pk3/sound/",),
-        "?", 2),
+        "GPL-2+, the UFO: Alien Invasion team; some sounds of Independent.nu and Golgotha are in "
+        "the public domain, ambience of Nexuiz and others is GPL-2+", 2),
     "hydrogen-drumkits": Package("usr/share/hydrogen/data/drumkits", ("",),
-        "?", 2),
+        "by kit: GPL-2+ (Artemiy Pavlov; Marcos Guglielmetti, with an exception for "
+        "compositions), GPL-2 (Emiliano Grilli; Glen MacArthur; Vladimir Sadovnikov, Alexander "
+        "Belokurov), CC BY-SA 3.0 (Jim Harney), CC0 1.0 (audiophobdubstep)", 2),
     "lmms-common": Package("usr/share/lmms/samples", ("",),
-        "?", 2),
+        "GPL-2+, the LMMS developers and Paul Kellett", 2),
     "lincity-ng-data": Package("usr/share/games/lincity-ng/sounds", ("",),
-        "?", 2),
+        "GPL-2+, the LinCity-NG developers", 2),
     "minetest-data": Package("usr/share/games/minetest/games/minetest_game/mods", ("",),
-        "?", 2),
+        "CC BY-SA 3.0, the Minetest developers and contributors (celeron55, Perttu Ahola and "
+        "others); of the doors CC BY 3.0 (CGEffex and others) and CC0 1.0; of tnt CC0 1.0", 2),
     "minetest-mod-homedecor": Package("usr/share/games/minetest/mods/homedecor", ("",),
-        "?", 2),
+        "CC BY-SA 4.0, Vanessa Ezekowitz", 2),
     "minetest-mod-nether": Package("usr/share/games/minetest/mods/nether/sounds", ("",),
-        "?", 2),
+        "CC BY-SA 4.0 (Treer); CC BY 3.0 (Patrick Lieberkind, damjancd, hykenfreak); CC0 1.0 "
+        "(outroelison); others WTFPL-2 (PilzAdam)", 2),
     "openarena-data": Package("usr/share/games/openarena/baseoa", ("pak0.pk3/sound/",),
-        "?", 2),
+        "GPL-2+, the OpenArena team", 2),
     "openarena-088-data": Package("usr/share/games/openarena/baseoa", ("pak6-patch088.pk3/sound/",),
-        "?", 2),
+        "GPL-2+, the OpenArena team", 2),
     "nexuiz-data": Package("usr/share/games/nexuiz/data", ("data.pk3/sound/",),
-        "?", 2),
+        "GPL-2+, Alientrap, Lee Vermeulen", 2),
     "warzone2100-data": Package("usr/share/games/warzone2100", ("base.wz/audio/",),
-        "?", 2),
+        "GPL-2+, Eidos Interactive and the Warzone 2100 Project", 2),
     "scorched3d-data": Package("usr/share/games/scorched3d/data/globalmods", ("",),
-        "?", 2),
-    "hedgewars-data": Package("usr/share/games/hedgewars/Data/Sounds", ("",),
-        "?", 2),
+        "GPL-2+, Gavin Camp; below apoc/ CC BY-SA 3.0, the Apocalypse mod team", 2),
     "megaglest-data": Package("usr/share/games/megaglest", ("data/", "techs/", "tilesets/"),
-        "?", 2),
+        "CC BY-SA 3.0, the Glest team and the MegaGlest team", 2),
     "freedroidrpg-data": Package("usr/share/freedroidrpg/data/sound/effects", ("",),
-        "?", 2),
+        "GPL-2+, Johannes and Reinhard Prix and the Freedroid developers", 2),
     "supertux-data": Package("usr/share/games/supertux2/sounds", ("",),
-        "?", 2),
+        "GPL-3+, the SuperTux developers", 2),
+}
+
+# %% ../../nbs/worlds/recordings.ipynb #adf26b15
+PACKAGES |= {
     "torcs-data": Package("usr/share/games/torcs/data/sound", ("",),
-        "?", 2),
-    "freedink-data": Package("usr/share/games/dink/dink/Sound", ("",),
-        "?", 2),
-}
-
-# %% ../../nbs/worlds/recordings.ipynb #11d3d2e6
-PACKAGES |= {
+        "GPL-2+, Eric Espie and the TORCS developers", 2),
     "simutrans-pak64": Package("usr/share/games/simutrans/pak/sound", ("",),
-        "?", 2),
+        "Artistic-1.0, Hansjoerg Malthaner and the Simutrans team", 2),
     "bucklespring-data": Package("usr/share/buckle/wav", ("",),
-        "?", 2),
+        "GPL-2+, Ico Doornekamp", 2),
     "endless-sky-data": Package("usr/share/games/endless-sky/sounds", ("",),
-        "?", 2),
+        "public domain (various authors); 'explosion huge' and 'heavy hit' CC BY-SA 3.0, Mike "
+        "Koenig", 2),
     "btanks-data": Package("usr/share/games/btanks/data/sounds", ("",),
-        "?", 2),
+        "GPL-2 with an exception of its makers, Vladimir Menshakov and the Battle Tanks team", 2),
     "lugaru-data": Package("usr/share/games/lugaru/Sounds", ("",),
-        "?", 2),
+        "CC BY-SA 3.0, Wolfire Games", 2),
     "searchandrescue-data": Package("usr/share/games/searchandrescue/sounds", ("",),
-        "?", 2),
+        "GPL, WolfPack Entertainment and contributors", 2),
     "netpanzer-data": Package("usr/share/games/netpanzer/sound", ("",),
-        "?", 2),
+        "GPL-2+, the netPanzer developers", 2),
     "warmux-data": Package("usr/share/games/warmux/sound/default", ("",),
-        "?", 2),
+        "GPL-2+, the WarMUX team", 2),
     "bzflag-data": Package("usr/share/games/bzflag", ("",),
-        "?", 2),
+        "LGPL-2.1 or MPL, Tim Riker and the BZFlag developers", 2),
     "brainparty-data": Package("usr/share/games/brainparty", ("",),
-        "?", 2),
+        "GPL-3+, Paul Hudson; electricity.ogg CC BY-SA 3.0, Alexander Blu", 2),
     "extremetuxracer-data": Package("usr/share/games/etr/sounds", ("",),
-        "?", 2),
+        "GPL-2+, the Extreme Tux Racer developers", 2),
     "tuxfootball": Package("usr/share/games/tuxfootball/sound", ("",),
-        "?", 2),
+        "GPL-2+, Jason Wood and Christoph Brill", 2),
     "sound-theme-freedesktop": Package("usr/share/sounds/freedesktop/stereo", ("",),
-        "?", 2),
+        "by file: CC BY-SA 3.0 (Tim Kahn, Lucas McCallister, horsthorstensen, Ivica Bukvic, Red "
+        "Hat), CC BY 3.0 (Richard Boulanger), GPL-2+ (Damien Sandras), GPL-2 (the Pidgin "
+        "developers)", 2),
     "oxygen-sounds": Package("usr/share/sounds", ("",),
-        "?", 2),
+        "LGPL-3+, Nuno Filipe Povoa", 2),
     "deepin-sound-theme": Package("usr/share/sounds/deepin/stereo", ("",),
-        "?", 2),
-    "lomiri-sounds": Package("usr/share/sounds/lomiri", ("",),
-        "?", 2),
-    "enigma-data": Package("usr/share/games/enigma/soundsets/enigma", ("",),
-        "?", 2),
-    "caveexpress-data": Package("usr/share/games/caveexpress/sounds", ("",),
-        "?", 2),
+        "GPL-3, Deepin Technology", 2),
 }
 
-# %% ../../nbs/worlds/recordings.ipynb #1f84d1ac
+# %% ../../nbs/worlds/recordings.ipynb #204dc4c6
 PACKAGES |= {
+    "lomiri-sounds": Package("usr/share/sounds/lomiri", ("",),
+        "CC BY-SA 3.0 (Canonical), CC BY 4.0 (Mauricio Duarte, Wayne Taylor), CC BY 3.0 "
+        "(kwahmah_02), CC0 1.0 (jdaniel1999 and others)", 2),
+    "enigma-data": Package("usr/share/games/enigma/soundsets/enigma", ("",),
+        "GPL-2+, the Enigma developers", 2),
+    "caveexpress-data": Package("usr/share/games/caveexpress/sounds", ("",),
+        "CC BY-SA 4.0, Martin Gerhardy", 2),
     "freeciv-data": Package("usr/share/games/freeciv/stdsounds", ("",),
-        "?", 2),
+        "GPL-2+, the Freeciv project", 2),
     "wordwarvi-sound": Package("usr/share/wordwarvi/sounds", ("",),
-        "?", 2),
+        "CC BY-SA 3.0, Stephen M. Cameron", 2),
     "pingus-data": Package("usr/share/games/pingus/data/sounds", ("",),
-        "?", 2),
+        "GPL-2+, Ingo Ruhnke and contributors", 2),
     "plee-the-bear-data": Package("usr/share/games/plee-the-bear/sound", ("",),
-        "?", 2),
+        "CC BY-SA 3.0, the Plee the Bear data authors (Raphael Giudici, David Michineau, Florian "
+        "Massuyeau, Julien Lassalle, Antoine Bremaud, Philip Bradbury)", 2),
     "starfighter-data": Package("usr/share/starfighter/sound", ("",),
-        "?", 2),
+        "GPL-2+, Parallel Realities, Guus Sliepen and others", 2),
     "dustracing2d-data": Package("usr/share/games/dustracing2d/sounds", ("",),
-        "?", 2),
-    "gcompris-qt-data": Package("usr/share/gcompris-qt/rcc", ("core.rcc/", "explore_farm_animals.rcc/", "explore_world_animals.rcc/"),
-        "?", 2),
-    "supertuxkart-data": Package("usr/share/games/supertuxkart/data", ("",),
-        "?", 2),
+        "GPL-3+, Jussi Lind", 2),
     "redeclipse-data": Package("usr/share/games/redeclipse/data/sounds", ("",),
-        "?", 2),
+        "CC BY-SA 3.0, the Red Eclipse team (Quinton Reeves, Alex Anguix and others); of "
+        "ambience/morph CC BY 3.0 (Slawek Blauciak), of the forest and cars CC BY 3.0 (dobroide, "
+        "fresco, WIM)", 2),
     "0ad-data": Package("usr/share/games/0ad/mods/public", ("public.zip/audio/",),
-        "?", 2),
-    "flightgear-data-base": Package("usr/share/games/flightgear", ("Aircraft/", "Sounds/"),
-        "?", 2),
+        "CC BY-SA 3.0, Wildfire Games", 2),
 }
 
 # %% ../../nbs/worlds/recordings.ipynb #66bdb3b0
