@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from ..arguments import real_number, whole_number
 from ..codec.vq import Codec
 from ..data.datasets import DATASETS
-from ..data.recordings import PACKAGES, read_recordings, recording_credits
+from ..data.recordings import PACKAGES, chosen_packages, read_recordings, recording_credits
 from ..data.stream import CaptionedCrops, crops_loader
 from ..engine.processes import processes, rank, share_weights, world_size
 from ..engine.surroundings import leaves_no_trace
@@ -482,7 +482,7 @@ def what_was_heard(
         toy |= bool(data.get("toy", 0))
     credits = recording_credits(list(clips.values()))
     if gone:
-        others = {name: p.licence for name, p in PACKAGES.items() if name not in credits}
+        others = {name: PACKAGES[name].licence for name in chosen_packages() if name not in credits}
         credits += "".join(f"\n- Debian package `{name}`: {licence}" for name, licence in others.items())
     told = [f"recordings from Debian packages ({len(clips) or 'how many is not known'})"] * bool(credits)
     told += [f"sounds of its maker's own (the folder {', '.join(f'`{name}`' for name in sorted(own))})"
