@@ -551,10 +551,15 @@ def _read_cache(stem: Path) -> list[Clip] | None:
 def _decoded(root: Path, package: str, sample_rate: int, problems: dict) -> list[Clip]:
     "Clips of one package from its cache, which is made first if anything it depends on has changed"
     files = [p for p in sorted((root / package).rglob("*")) if p.is_file()]
+    if any(p.suffix == ".cat" for p in files):                 # its names are inside
+        heard = [(row.pattern, row.kind == "-") for row in _rows_of(package)]
+    else:
+        names = [str(p.relative_to(root / package)).removeprefix(PACKAGES[package].folder + "/") for p in files]
+        heard = [(row := find_row(package, name)) is not None and row.kind != "-" for name in names]
     files = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    left_out = [(r.pattern, r.kind == "-") for r in _rows_of(package)]
-    key = json.dumps([5, sample_rate, str(root.resolve()), PACKAGES[package], files, left_out])
-    stem = cache_dir() / f"recordings-{package}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    key = json.dumps([5, sample_rate, str(root.resolve()), PACKAGES[package], files, heard])
+    name = f"{package}-{hashlib.sha256(key.encode()).hexdigest()[:16]}".replace(".", "-")   # no suffix in it
+    stem = cache_dir() / f"recordings-{name}"
     if (clips := _read_cache(stem)) is None:
         _write_cache(stem, list(_read_package(root, package, sample_rate, problems)))
         clips = _read_cache(stem)
