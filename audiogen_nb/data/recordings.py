@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'CatEntry', 'read_cat', 'CaptionRow', 'caption_table', 'find_row', 'Package', 'safe_name', 'read_archive',
            'chosen_packages', 'fetch_recordings', 'download_package', 'trim_silence', 'cut_pieces', 'recording_group',
-           'read_recordings', 'recording_credits', 'similar_pairs', 'near_duplicates']
+           'read_recordings', 'recording_credits', 'similar_pairs', 'near_duplicates', 'equal_files']
 
 # %% ../../nbs/worlds/recordings.ipynb #96dff882
 import csv
@@ -649,21 +649,39 @@ def similar_pairs(
     return sorted((i, j, score) for (i, j), score in found.items())
 
 # %% ../../nbs/worlds/recordings.ipynb #1d673ccc
-def near_duplicates(
-    clips: Sequence[Clip], # from `read_recordings`
-    threshold: float = 0.97, # see `similar_pairs`
-) -> dict[str, str]: # "package/file" of a recording → the group of the first one that it sounds like
-    "The table of groups that ships with the library; the first edition keeps its own groups"
-    names = [clip.name.split("#")[0] for clip in clips]
+def _joined(names: Sequence[str], pairs: Iterable[tuple[int, int]]) -> dict[str, str]:
+    "Groups of those of `names` that a pair puts into another group; the first edition keeps its own"
     takes = [_take(*name.split("/", 1)) for name in names]
     parent = {take: take for take in takes}
     def top(take):
         while parent[take] != take:
             take = parent[take]
         return take
-    rank = {take: (clip.edition, i) for i, (take, clip) in reversed(list(enumerate(zip(takes, clips))))}
-    for i, j, _ in similar_pairs(clips, threshold):
+    editions = [PACKAGES[name.partition("/")[0]].edition for name in names]
+    rank = {take: (edition, i) for i, (take, edition) in reversed(list(enumerate(zip(takes, editions))))}
+    for i, j in pairs:
         first, second = sorted((top(takes[i]), top(takes[j])), key=rank.get)
         if rank[second][0] > 1:
             parent[second] = first
     return {name: top(take) for name, take in sorted(zip(names, takes)) if top(take) != take}
+
+# %% ../../nbs/worlds/recordings.ipynb #20cdee4c
+def near_duplicates(
+    clips: Sequence[Clip], # from `read_recordings`
+    threshold: float = 0.97, # see `similar_pairs`
+) -> dict[str, str]: # "package/file" of a recording → the group of the first one that it sounds like
+    "Which recordings belong to the group of another one, judged by their sound"
+    return _joined([clip.name.split("#")[0] for clip in clips],
+                   [(i, j) for i, j, _ in similar_pairs(clips, threshold)])
+
+# %% ../../nbs/worlds/recordings.ipynb #d4e98f1b
+def equal_files(
+    root: str | Path | None = None, # what `fetch_recordings` filled; None means `cache_dir()/"recordings"`
+) -> dict[str, str]: # as of `near_duplicates`
+    "Which recordings belong to the group of another one because their files are the same, byte for byte"
+    root = cache_dir() / "recordings" if root is None else Path(root)
+    sounds = [(f"{package}/{name}", sound) for package in PACKAGES if (root / package).is_dir()
+              for name, sound, _ in _list_sounds(root, package)]
+    first: dict[bytes, int] = {}
+    digests = [hashlib.sha256(s if isinstance(s, bytes) else s.read_bytes()).digest() for _, s in sounds]
+    return _joined([name for name, _ in sounds], [(first.setdefault(d, i), i) for i, d in enumerate(digests)])
