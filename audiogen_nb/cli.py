@@ -312,7 +312,7 @@ def _read_codes(path):
 @app.command("fetch-recordings")
 def fetch_recordings_command(
     dest: Annotated[Path | None, typer.Option(help="Folder to fill; the cache folder by default.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All packages with captions, gigabytes to load.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="All packages: gigabytes.")] = False,
     package: Annotated[list[str] | None, typer.Option(help="Only this package; may be repeated.")] = None,
 ):
     "Download the Debian packages whose recordings the bundled model learns from, or more of them."

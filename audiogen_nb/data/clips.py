@@ -38,7 +38,7 @@ class Clip:
     source: str = ""            # "package | file | author and licence", or how it was made
     name: str = ""              # unique within its source
     group: str = ""             # clips cut from one file share it, so that a split keeps them together
-    edition: int = 1            # of the data: what a later edition adds leaves the split of earlier ones alone
+    edition: int = 1            # of the data: a later one leaves the split of earlier ones alone
 
     @property
     def seconds(self) -> float:

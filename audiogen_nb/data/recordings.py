@@ -299,7 +299,8 @@ def _rcc_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[st
         full = f"{folder}/{name}".strip("/")
         if flags & 2:
             first = number(at + 10)
-            waiting += [(child, full) for child in range(first, first + min(number(at + 6), left // size + 1))]
+            children = min(number(at + 6), left // size + 1)
+            waiting += [(child, full) for child in range(first, first + children)]
         elif wanted(full):
             body = bodies + number(at + 10)
             yield full, _rcc_body(data[body + 4:body + 4 + number(body)], flags, full)
