@@ -328,7 +328,8 @@ def read_archive(
 ) -> Iterator[tuple[str, bytes]]: # (name, content), names checked, sizes limited
     "Read files out of an archive without trusting it"
     if (reader := _reader(Path(path).name)) is None:
-        raise ValueError(f"{path} is no archive that can be read here: its name must end in {', '.join(_READERS)}")
+        raise ValueError(f"{path} is no archive that can be read here: its name must end in "
+                         f"{', '.join(_READERS)}")
     total = 0
     try:
         for name, content in reader(Path(path), wanted):
@@ -336,7 +337,7 @@ def read_archive(
             if total > _TOGETHER:
                 raise ValueError(f"{path} holds more than {_TOGETHER >> 30} GB of sounds")
             yield safe_name(name), content
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError, NotImplementedError) as e:
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError) as e:   # lzma, passwords
         raise ValueError(f"{path} is a damaged archive, or packed in a way that is not read here: {e}") from e
 
 # %% ../../nbs/worlds/recordings.ipynb #52ee394c
@@ -348,7 +349,8 @@ def chosen_packages(
         return [p for p, facts in PACKAGES.items() if packages or facts.edition == 1]
     names = {packages} if isinstance(packages, str) else set(packages)
     if unknown := sorted(names - set(PACKAGES)):
-        raise ValueError(f"packages must be \"all\" or names of {', '.join(PACKAGES)}; got {', '.join(unknown)}")
+        raise ValueError(f"packages must be \"all\" or names of {', '.join(PACKAGES)}; "
+                         f"got {', '.join(unknown)}")
     return [p for p in PACKAGES if p in names]
 
 # %% ../../nbs/worlds/recordings.ipynb #1bb36777
@@ -409,7 +411,7 @@ def _unpack_member(file, package: str, path: str, folder: Path) -> None:
     at = PACKAGES[package].folder
     if _wanted(package, path):
         _put(folder, path, _limited(file, path))
-    elif _reader(path) and any(f"{at}/{inside}".startswith(path + "/") for inside in PACKAGES[package].inside):
+    elif _reader(path) and any(f"{at}/{part}".startswith(path + "/") for part in PACKAGES[package].inside):
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             archive = Path(scratch) / PurePosixPath(path).name
             with open(archive, "wb") as copy:
@@ -555,7 +557,8 @@ def _decoded(root: Path, package: str, sample_rate: int, problems: dict) -> list
     if any(p.suffix == ".cat" for p in files):                 # its names are inside
         heard = [(row.pattern, row.kind == "-") for row in _rows_of(package)]
     else:
-        names = [str(p.relative_to(root / package)).removeprefix(PACKAGES[package].folder + "/") for p in files]
+        folder = PACKAGES[package].folder + "/"
+        names = [str(p.relative_to(root / package)).removeprefix(folder) for p in files]
         heard = [(row := find_row(package, name)) is not None and row.kind != "-" for name in names]
     files = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     key = json.dumps([5, sample_rate, str(root.resolve()), PACKAGES[package], files, heard])
@@ -618,7 +621,8 @@ def _picture(audio: Tensor, sample_rate: int) -> Tensor: # (bands, slices)
     power = torch.fft.rfft(frames).abs().square()                              # (F, bins)
     edges = torch.logspace(math.log10(60), math.log10(7600), _BANDS + 1) / sample_rate * window
     at = torch.arange(power.shape[1])
-    share = (1 - (at - ((edges[1:] + edges[:-1]) / 2)[:, None]).abs() / (edges.diff()[:, None] / 2 + 1)).clamp_min(0)
+    centre, width = (edges[1:] + edges[:-1])[:, None] / 2, edges.diff()[:, None] / 2 + 1      # bins
+    share = (1 - (at - centre).abs() / width).clamp_min(0)                     # (bands, bins)
     bands = (power @ share.T).T[None]                                          # (1, bands, F)
     level = 10 * (torch.nn.functional.adaptive_avg_pool1d(bands, _SLICES)[0] + 1e-12).log10()
     return (level - level.max()).clamp_min(-60)
@@ -642,7 +646,7 @@ def similar_pairs(
         for start in range(0, len(clips), 1024):
             alike = left[start:start + 1024] @ right.T
             longer = log_seconds[start:start + 1024, None] - log_seconds            # octaves
-            alike[(longer + shift * 7 / _BANDS).abs() > 0.15] = 0                   # it was played that much slower
+            alike[(longer + shift * 7 / _BANDS).abs() > 0.15] = 0         # it was played that much slower
             for i, j in (alike >= threshold).nonzero().tolist():
                 if (i := i + start) != j:
                     pair = min(i, j), max(i, j)
