@@ -337,7 +337,7 @@ def read_archive(
             if total > _TOGETHER:
                 raise ValueError(f"{path} holds more than {_TOGETHER >> 30} GB of sounds")
             yield safe_name(name), content
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError) as e:   # lzma, passwords
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError) as e:   # passwords
         raise ValueError(f"{path} is a damaged archive, or packed in a way that is not read here: {e}") from e
 
 # %% ../../nbs/worlds/recordings.ipynb #52ee394c
