@@ -428,22 +428,76 @@ def fit_lora_command(
     print(merge_lora(base, out / "adapter").save_pretrained(out / "model", "float16", exist_ok=True))
 
 # %% ../nbs/engine/cli.ipynb #ee4978c3
+_split = Annotated[str | None, typer.Option(help="With --data: a data set's own, else held_out or all.")]
+_root = Annotated[Path | None, typer.Option(help="With --data: folder of the set, or of the recordings.")]
+_limit = Annotated[int | None, typer.Option(min=2, help="With --data: so many clips, always the same.")]
+_sounds = Annotated[Path | None, typer.Option(help="With --data: folder that keeps the sounds.")]
+_ear = Annotated[str | None, typer.Option(help="With --data: aisfx, a name on the hub, or a folder.")]
+_seconds = Annotated[float | None, typer.Option(help="With --data: length of the sounds (s).")]
+_rate = Annotated[int | None, typer.Option(help="With --data: Hz of all sounds before the ear.")]
+_dims = Annotated[int | None, typer.Option(min=1, help="With --data: directions that FAD looks at.")]
+_batch = Annotated[int | None, typer.Option(min=1, help="With --data: sounds made at once.")]
+_where = Annotated[str | None, typer.Option(help="With --data: cpu, cuda, cuda:1, mps.")]
+_pair = Annotated[tuple[Path, Path] | None, typer.Option(help="Two reports of --data, to be compared.")]
+
+def _one(values, option):
+    "The value of an option that --data takes once"
+    if values and len(values) > 1:
+        raise ValueError(f"with --data, {option} may be given once, got {len(values)}")
+    return values[0] if values else None
+
+# %% ../nbs/engine/cli.ipynb #4708f5c4
+def _listener_report(model, out, _, recordings, seeds, scales, given, progress):
+    "The report of judge.report"
+    if given:
+        raise ValueError(f"--{[*given][0].replace('_', '-')} needs --data, the real clips to judge by")
+    from audiogen_nb.judge.report import evaluate_model
+    evaluate_model(model, out, recordings, tuple(seeds or (0, 1, 2)), tuple(scales or (1.0, 3.0)),
+                   overwrite=True, progress=progress)
+
+def _data_report(model, out, data, recordings, seeds, scales, given, progress):
+    "The report of judge.protocol"
+    if recordings is not None:
+        raise ValueError("--recordings goes without --data; pass --data recordings --root FOLDER")
+    seed, scale = _one(seeds, "--seed"), _one(scales, "--guidance-scale")
+    given |= {name: value for name, value in (("seed", seed), ("guidance_scale", scale)) if value is not None}
+    from audiogen_nb.judge.protocol import evaluate_on
+    evaluate_on(model, data, out, overwrite=True, progress=progress, **given)
+
+# %% ../nbs/engine/cli.ipynb #9468960e
 @app.command("evaluate")
 def evaluate_command(
     model: Annotated[str, typer.Option(help="'pocket', a folder, or a hub id.")] = "pocket",
     out: Annotated[Path, typer.Option("--out", "-o", help="Report to write: .json.")] = Path("report.json"),
-    recordings: Annotated[Path | None, typer.Option(help="What `fetch-recordings` filled.")] = None,
-    seed: Annotated[list[int], typer.Option(
-        help="Seed of a round of sounds; may be given several times.")] = [0, 1, 2],
-    guidance_scale: Annotated[list[float], typer.Option(help="May be given several times.")] = [1.0, 3.0],
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing report.")] = False,
+    recordings: Annotated[Path | None, typer.Option(
+        help="Without --data: what `fetch-recordings` filled.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(
+        help="Seed of a round of sounds; without --data several times: 0 1 2 by default.")] = None,
+    guidance_scale: Annotated[list[float] | None, typer.Option(
+        help="Without --data several times: 1 and 3 by default.")] = None,
+    data: Annotated[str | None, typer.Option(
+        help="Judge by real clips: 'recordings', the name of a data set, or a folder of sounds.")] = None,
+    split: _split = None, root: _root = None, limit: _limit = None, sounds: _sounds = None, ear: _ear = None,
+    seconds: _seconds = None, sample_rate: _rate = None, fad_dims: _dims = None, batch_size: _batch = None,
+    device: _where = None,
+    sigmoid: Annotated[bool, typer.Option("--sigmoid", help="With --data: KL with sigmoids, too.")] = False,
+    compare: _pair = None,
+    force: Annotated[bool, typer.Option(
+        "--force", help="Replace an existing report; compare in spite of different protocols.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars, no tables.")] = False,
 ):
-    "Judge a model: listener, prompt adherence, codec, speed; writes a report."
+    "Judge a model by a listener, or by real clips (--data); or compare two reports (--compare)."
+    if compare is not None:
+        from audiogen_nb.judge.protocol import compare_reports
+        print(compare_reports(*compare, force=force))
+        return
     check_destination(out, force, (".json",))
-    from audiogen_nb.judge.report import evaluate_model
-    evaluate_model(model, out, recordings, tuple(seed), tuple(guidance_scale), overwrite=True,
-                   progress=not quiet)
+    own = dict(split=split, root=root, limit=limit, sounds=sounds, ear=ear, seconds=seconds,
+               sample_rate=sample_rate, fad_dims=fad_dims, batch_size=batch_size, device=device,
+               sigmoid=sigmoid or None)
+    given = {name: value for name, value in own.items() if value is not None}
+    report = _listener_report if data is None else _data_report
+    report(model, out, data, recordings, seed, guidance_scale, given, not quiet)
     print(out)
 
 # %% ../nbs/engine/cli.ipynb #45b05eb0

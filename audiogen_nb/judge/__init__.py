@@ -7,15 +7,19 @@ _NAMES = {
     "listening": ("ListeningTest", "screen_raters", "summarise", "systems_from_folders"),
     "measures": ("bootstrap_interval", "cosine_score", "fad_by_size", "fad_infinity", "inception_score", "kernel_distance",
                  "median_distance", "vendi_score"),
+    "protocol": ("Comparison", "compare_reports", "evaluate_on", "evaluation_set", "format_card", "read_report"),
     "quality": ("align", "codec_table", "mel_distance", "si_sdr", "zimtohrli_mos"),
     "report": ("evaluate_model",),
+    "scores": ("Yardstick", "jackknife_interval", "score_table"),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [
-    "AiSFX", "Embedder", "FunctionEmbedder", "HFEmbedder", "ListeningTest", "align", "bootstrap_interval", "codec_table",
-    "cosine_score", "evaluate_model", "fad_by_size", "fad_infinity", "fetch_judge", "frechet_distance", "inception_score",
-    "kernel_distance", "kl_divergence", "load_embedder", "median_distance", "mel_distance", "screen_raters", "si_sdr",
-    "spectral_embedding", "summarise", "systems_from_folders", "vendi_score", "wilson", "zimtohrli_mos",
+    "AiSFX", "Comparison", "Embedder", "FunctionEmbedder", "HFEmbedder", "ListeningTest", "Yardstick", "align",
+    "bootstrap_interval", "codec_table", "compare_reports", "cosine_score", "evaluate_model", "evaluate_on",
+    "evaluation_set", "fad_by_size", "fad_infinity", "fetch_judge", "format_card", "frechet_distance",
+    "inception_score", "jackknife_interval", "kernel_distance", "kl_divergence", "load_embedder", "median_distance",
+    "mel_distance", "read_report", "score_table", "screen_raters", "si_sdr", "spectral_embedding", "summarise",
+    "systems_from_folders", "vendi_score", "wilson", "zimtohrli_mos",
 ]
 
 
