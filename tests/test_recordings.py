@@ -175,11 +175,11 @@ def test_a_package_with_an_archive(shelf, tmp_path):
     assert files == {"usr/share/doc/toy-game-data/copyright", "usr/share/games/toy/base.pk3/sound/1_rain.wav",
                      "usr/share/games/toy/base.pk3/sound/2_rain.wav"}
     assert [p.name for p in dest.iterdir()] == ["toy-game-data"]
-    clips = read_recordings(dest)
+    clips = read_recordings(dest, packages="all")
     assert [(c.kind, c.edition) for c in clips] == [("rain", 2)] * 2 and clips[0].group == clips[1].group
     assert "CC0 1.0, nobody" in clips[0].source
     with pytest.raises(FileNotFoundError, match="no recordings"):
-        read_recordings(dest, packages=None)
+        read_recordings(dest)
 
 
 def test_a_package_that_wants_to_get_out(shelf, tmp_path):

@@ -342,13 +342,13 @@ def read_archive(
 
 # %% ../../nbs/worlds/recordings.ipynb #52ee394c
 def chosen_packages(
-    packages: str | Iterable[str] | None = None, # names; None: the five of edition 1; "all": every one
+    packages: str | bool | Iterable[str] | None = None, # names; None, True: edition 1; "all": every one
 ) -> list[str]: # in the order of `PACKAGES`
     "The packages that are meant"
-    if packages is None or packages == "all":
-        return [p for p, facts in PACKAGES.items() if packages or facts.edition == 1]
-    names = {packages} if isinstance(packages, str) else set(packages)
-    if unknown := sorted(names - set(PACKAGES)):
+    if packages in (None, True, "all"):
+        return [p for p, facts in PACKAGES.items() if packages == "all" or facts.edition == 1]
+    names = set(packages) if isinstance(packages, (list, tuple, set)) else {packages}
+    if unknown := sorted(map(str, names - set(PACKAGES))):
         raise ValueError(f"packages must be \"all\" or names of {', '.join(PACKAGES)}; "
                          f"got {', '.join(unknown)}")
     return [p for p in PACKAGES if p in names]
@@ -578,7 +578,7 @@ def _captioned(clip: Clip) -> Clip:
 def read_recordings(
     root: str | Path | None = None, # what `fetch_recordings` filled; None means `cache_dir()/"recordings"`
     sample_rate: int = 16000, # Hz
-    packages: str | Iterable[str] | None = "all", # of those found; None: the five of edition 1
+    packages: str | bool | Iterable[str] | None = None, # of those found; see `chosen_packages`
 ) -> list[Clip]: # in a fixed order
     "Captioned clips of the packages found below `root`; each package is decoded once, then read from a cache"
     root = cache_dir() / "recordings" if root is None else Path(root)
