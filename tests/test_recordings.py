@@ -248,8 +248,8 @@ def test_the_table_of_groups():
     groups = {r["group"] for r in rows}
     assert not groups & {r["name"] for r in rows}, "a group of a group"
     near = [Clip(toy_clip("dog", 1).audio, RATE, ("x",), "dog", name=name, edition=PACKAGES[name.split("/")[0]].edition)
-            for name in ("widelands-data/sound/animals/frog.ogg", "supertux-data/pop.ogg")]
-    assert near_duplicates(near) == {"supertux-data/pop.ogg": "widelands-data/sound/animals/frog.ogg"}
+            for name in ("widelands-data/sound/animals/frog.ogg", "enigma-data/drip.wav")]
+    assert near_duplicates(near) == {"enigma-data/drip.wav": "widelands-data/sound/animals/frog.ogg"}
 
 
 def test_takes_share_a_group():

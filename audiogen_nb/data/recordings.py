@@ -157,16 +157,10 @@ PACKAGES |= {
         "GPL-2+, Gavin Camp; below apoc/ CC BY-SA 3.0, the Apocalypse mod team", 2),
     "megaglest-data": Package("usr/share/games/megaglest", ("data/", "techs/", "tilesets/"),
         "CC BY-SA 3.0, the Glest team and the MegaGlest team", 2),
-    "freedroidrpg-data": Package("usr/share/freedroidrpg/data/sound/effects", ("",),
-        "GPL-2+, Johannes and Reinhard Prix and the Freedroid developers", 2),
-    "supertux-data": Package("usr/share/games/supertux2/sounds", ("",),
-        "GPL-3+, the SuperTux developers", 2),
 }
 
 # %% ../../nbs/worlds/recordings.ipynb #adf26b15
 PACKAGES |= {
-    "torcs-data": Package("usr/share/games/torcs/data/sound", ("",),
-        "GPL-2+, Eric Espie and the TORCS developers", 2),
     "simutrans-pak64": Package("usr/share/games/simutrans/pak/sound", ("",),
         "Artistic-1.0, Hansjoerg Malthaner and the Simutrans team", 2),
     "bucklespring-data": Package("usr/share/buckle/wav", ("",),
@@ -182,8 +176,6 @@ PACKAGES |= {
         "GPL, WolfPack Entertainment and contributors", 2),
     "netpanzer-data": Package("usr/share/games/netpanzer/sound", ("",),
         "GPL-2+, the netPanzer developers", 2),
-    "warmux-data": Package("usr/share/games/warmux/sound/default", ("",),
-        "GPL-2+, the WarMUX team", 2),
     "bzflag-data": Package("usr/share/games/bzflag", ("",),
         "LGPL-2.1 or MPL, Tim Riker and the BZFlag developers", 2),
     "brainparty-data": Package("usr/share/games/brainparty", ("",),
@@ -224,12 +216,6 @@ PACKAGES |= {
         "GPL-2+, Parallel Realities, Guus Sliepen and others", 2),
     "dustracing2d-data": Package("usr/share/games/dustracing2d/sounds", ("",),
         "GPL-3+, Jussi Lind", 2),
-    "redeclipse-data": Package("usr/share/games/redeclipse/data/sounds", ("",),
-        "CC BY-SA 3.0, the Red Eclipse team (Quinton Reeves, Alex Anguix and others); of "
-        "ambience/morph CC BY 3.0 (Slawek Blauciak), of the forest and cars CC BY 3.0 (dobroide, "
-        "fresco, WIM)", 2),
-    "0ad-data": Package("usr/share/games/0ad/mods/public", ("public.zip/audio/",),
-        "CC BY-SA 3.0, Wildfire Games", 2),
 }
 
 # %% ../../nbs/worlds/recordings.ipynb #66bdb3b0
@@ -634,7 +620,7 @@ def _shifted(pictures: Tensor, shift: int) -> Tensor: # (N, bands * slices), row
 # %% ../../nbs/worlds/recordings.ipynb #d24c10a2
 def similar_pairs(
     clips: Sequence[Clip],
-    threshold: float = 0.97, # least correlation of two pictures
+    threshold: float = 0.98, # least correlation of two pictures
     shifts: int = 5, # bands that a copy may be moved by; 9 bands are an octave
 ) -> list[tuple[int, int, float]]: # (i, j, correlation), i < j
     "Pairs of clips that sound almost alike, at the same pitch or another; silence has no alike"
@@ -673,7 +659,7 @@ def _joined(names: Sequence[str], pairs: Iterable[tuple[int, int]]) -> dict[str,
 # %% ../../nbs/worlds/recordings.ipynb #20cdee4c
 def near_duplicates(
     clips: Sequence[Clip], # from `read_recordings`
-    threshold: float = 0.97, # see `similar_pairs`
+    threshold: float = 0.98, # see `similar_pairs`
 ) -> dict[str, str]: # "package/file" of a recording → the group of the first one that it sounds like
     "Which recordings belong to the group of another one, judged by their sound"
     return _joined([clip.name.split("#")[0] for clip in clips],
