@@ -567,11 +567,11 @@ def read_recordings(
     packages: str | bool | Iterable[str] | None = None, # of those found; see `chosen_packages`
 ) -> list[Clip]: # in a fixed order
     "Captioned clips of the packages found below `root`; each package is decoded once, then read from a cache"
-    root = cache_dir() / "recordings" if root is None else Path(root)
-    found = [p for p in chosen_packages(packages) if (root / p).is_dir()]
+    root, wanted = cache_dir() / "recordings" if root is None else Path(root), chosen_packages(packages)
+    found = [p for p in wanted if (root / p).is_dir()]
     if not found:
         raise FileNotFoundError(f"no recordings below {root}: call fetch_recordings() or pass the folder "
-                                f"that holds {', '.join(chosen_packages())}")
+                                f"that holds {', '.join(wanted)}")
     problems: dict[str, list[str]] = {}
     clips = [_captioned(c) for p in found for c in _decoded(root, p, sample_rate, problems)]
     if problems:
