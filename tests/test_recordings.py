@@ -18,6 +18,7 @@ from audiogen_nb.data.recordings import (PACKAGES, Package, caption_table, chose
                                          read_archive, read_recordings, recording_group, safe_name, similar_pairs)
 from audiogen_nb.data.toy_kinds import toy_clip
 from audiogen_nb.sound import resample, save_audio
+from audiogen_nb.train.runs import training_clips
 
 RATE = 16000
 FILES = {"sound/rain.wav": b"rain" * 100, "sound/deep/dog 1.ogg": b"dog", "textures/sky.png": b"sky"}
@@ -178,8 +179,17 @@ def test_a_package_with_an_archive(shelf, tmp_path):
     clips = read_recordings(dest, packages="all")
     assert [(c.kind, c.edition) for c in clips] == [("rain", 2)] * 2 and clips[0].group == clips[1].group
     assert "CC0 1.0, nobody" in clips[0].source
+    assert [c.name for c in read_recordings(dest, packages=["toy-game-data"])] == [c.name for c in clips]
+    for first_edition in (None, True):
+        with pytest.raises(FileNotFoundError, match="no recordings.*openttd-opensfx"):
+            read_recordings(dest, packages=first_edition)
+    for asked in ("all", ["toy-game-data"], "toy-game-data"):
+        (kept,), aside = training_clips({"recordings": asked, "recordings_folder": str(dest)}, RATE)
+        assert len(kept) + len(aside) == 2
     with pytest.raises(FileNotFoundError, match="no recordings"):
-        read_recordings(dest)
+        training_clips({"recordings": True, "recordings_folder": str(dest)}, RATE)
+    with pytest.raises(ValueError, match="packages must be"):
+        training_clips({"recordings": 7, "recordings_folder": str(dest)}, RATE)
 
 
 def test_a_package_that_wants_to_get_out(shelf, tmp_path):
@@ -199,7 +209,7 @@ def test_a_full_disk_is_seen_before(shelf, tmp_path, monkeypatch):
 
 
 def test_chosen_packages():
-    assert len(chosen_packages()) == 5 and chosen_packages("all") == list(PACKAGES) and len(PACKAGES) >= 30
+    assert len(chosen_packages()) == 5 and chosen_packages(True) == chosen_packages() and chosen_packages("all") == list(PACKAGES) and len(PACKAGES) >= 30
     assert chosen_packages(["sonic-pi-samples", "openttd-opensfx"]) == ["openttd-opensfx", "sonic-pi-samples"]
     with pytest.raises(ValueError, match="packages must be"):
         chosen_packages("no-such-package")
