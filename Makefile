@@ -16,7 +16,7 @@ LIBRARY  := $(shell find audiogen_nb -type f -not -name '*.pyc' 2>/dev/null)
 export PROMPT OUT
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test numeric fuzz kills docs figures sounds export clean-notebooks readme sync pocket clean
+.PHONY: help demo lab test numeric fuzz kills docs figures sounds trial export clean-notebooks readme sync pocket clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -49,6 +49,11 @@ figures: $(VENV)/.lab ## draw nbs/figures from the configurations
 
 sounds: $(VENV)/.lab ## make nbs/sounds: recordings (fetched), takes of the bundled model
 	@$(BIN)/python -c "from audiogen_nb.lab.gallery import make_sounds; make_sounds('nbs/sounds', 'audiogen_nb/sounds')"
+
+trial: $(VENV)/.lab ## try the claims of the paper again (hours); results go to nbs/labs/results/trial.json
+	@$(BIN)/audiogen-nb fetch-judge && $(BIN)/audiogen-nb fetch-recordings
+	@$(BIN)/python -c "from audiogen_nb.lab.claims import full_trial; full_trial('$(RUNS)/trial', '$(RUNS)/trial.json')"
+	@cp $(RUNS)/trial.json nbs/labs/results/trial.json
 
 export: $(VENV)/.dev ## write audiogen_nb/ from the notebooks
 	@$(BIN)/nbdev_export && echo "audiogen_nb/ is written"
