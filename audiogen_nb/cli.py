@@ -312,10 +312,14 @@ def _read_codes(path):
 @app.command("fetch-recordings")
 def fetch_recordings_command(
     dest: Annotated[Path | None, typer.Option(help="Folder to fill; the cache folder by default.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All packages: gigabytes.")] = False,
+    package: Annotated[list[str] | None, typer.Option(help="Only this package; may be repeated.")] = None,
 ):
-    "Download the Debian packages whose recordings the bundled model learns from."
+    "Download the Debian packages whose recordings the bundled model learns from, or more of them."
     from audiogen_nb.data.recordings import fetch_recordings
-    print(fetch_recordings(dest))
+    if everything and package:
+        raise ValueError("--all and --package exclude each other: pass one of them")
+    print(fetch_recordings(dest, "all" if everything else package, progress=everything or bool(package)))
 
 # %% ../nbs/engine/cli.ipynb #35a0601e
 _device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps; by default as the JSON says.")]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from audiogen_nb.data.clips import Clip, SoundFolder, collate, normalise_caption, random_crop, split_clips
-from audiogen_nb.data.recordings import (PACKAGES, caption_table, cut_pieces, fetch_recordings, find_row, read_cat, read_recordings,
+from audiogen_nb.data.recordings import (PACKAGES, caption_table, chosen_packages, cut_pieces, fetch_recordings, find_row, read_cat, read_recordings,
                                     recording_credits, trim_silence)
 from audiogen_nb.files import PACKAGE
 from audiogen_nb.sound import level_db, peak_hz, save_audio
@@ -348,7 +348,8 @@ def test_cache_is_used_and_follows_its_inputs(tree, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         first = read_recordings(tree)
-        made = sorted((tmp_path / "cache").glob("recordings-*"))
+        assert len(list((tmp_path / "cache").glob("recordings-*"))) == 10, "a pair for each package"
+        made = sorted((tmp_path / "cache").glob("recordings-widelands-data-*"))
         assert [p.suffix for p in made] == [".jsonl", ".safetensors"]
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -396,7 +397,7 @@ def mirror(tree, tmp_path, monkeypatch):
         pytest.skip("needs dpkg-deb")
     shelf = tmp_path / "shelf"
     shelf.mkdir()
-    for package in PACKAGES:
+    for package in chosen_packages():
         (tree / package / "DEBIAN").mkdir()
         (tree / package / "DEBIAN" / "control").write_text(
             f"Package: {package}\nVersion: 1\nArchitecture: all\nMaintainer: A <a@example.org>\nDescription: test\n", encoding="utf-8")
@@ -420,7 +421,7 @@ def test_fetch_unpacks_only_sounds(mirror, tmp_path):
     assert sum(f.endswith("copyright") for f in files) == 5
     assert any(f.endswith("opensfx.cat") for f in files) and any(f.endswith("frog.ogg") for f in files)
     assert not any("_desc" in f or "music" in f or "DEBIAN" in f for f in files)
-    assert sorted(p.name for p in dest.iterdir()) == sorted(PACKAGES)
+    assert sorted(p.name for p in dest.iterdir()) == sorted(chosen_packages())
     log = (tmp_path / "tools" / "log").read_text(encoding="utf-8")
     fetch_recordings(dest)
     assert (tmp_path / "tools" / "log").read_text(encoding="utf-8") == log, "what is there is not fetched again"

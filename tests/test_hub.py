@@ -18,12 +18,12 @@ from huggingface_hub import errors
 
 from audiogen_nb import AudioGen, Codec
 from audiogen_nb.data.clips import Clip
-from audiogen_nb.data.recordings import PACKAGES
+from audiogen_nb.data.recordings import PACKAGES, chosen_packages
 from audiogen_nb.hub import AUDIOCRAFT_FILES, POCKET, derived_card, layout_of, make_card, model_folder, with_card
 from audiogen_nb.peers.convert import convert
 from audiogen_nb.sound import save_audio
 from audiogen_nb.train.codec import fit_codec_from_config
-from audiogen_nb.train.lm import fit_lm_from_config, what_was_heard
+from audiogen_nb.train.lm import _licence_of, fit_lm_from_config, what_was_heard
 
 PARITY = Path(__file__).parent / "data" / "parity"
 NAME = "someone/mine"
@@ -380,7 +380,7 @@ def stage(**data):
 def test_what_was_heard(monkeypatch):
     clip = lambda package, who: Clip(torch.zeros(1, 10), 16_000, ("x",), "x", f"{package} | x | {who}")
     there = [clip("openttd-opensfx", '"Bell". By Ada. License: CC0.'), clip("sonic-pi-samples", PACKAGES["sonic-pi-samples"].licence)]
-    monkeypatch.setattr("audiogen_nb.train.lm.read_recordings", lambda folder, rate: there)
+    monkeypatch.setattr("audiogen_nb.train.lm.read_recordings", lambda folder, rate, packages: there)
     of = lambda *stages: what_was_heard(list(stages), 16_000)
     toy = of(stage(recordings=False, toy=5))
     assert toy.licence.startswith("not stated") and "toy world" in toy.about and not toy.credits
@@ -389,10 +389,39 @@ def test_what_was_heard(monkeypatch):
     assert "By Ada" in both.credits and "widelands" not in both.credits and "toy world" in both.about
     own = of(stage(folder="/x/bells"), stage(recordings=True))
     assert own.licence.startswith("not stated; it follows from your sounds, and from the recordings: CC BY-SA 3.0")
-    def gone(folder, rate): raise FileNotFoundError
+    def gone(folder, rate, packages): raise FileNotFoundError
     monkeypatch.setattr("audiogen_nb.train.lm.read_recordings", gone)
     absent = of(stage(recordings_folder="/gone"))
-    assert "how many is not known" in absent.about and all(package in absent.credits for package in PACKAGES) and "GPL-2+" in absent.licence
+    assert "how many is not known" in absent.about and all(package in absent.credits for package in chosen_packages()) and "GPL-2+" in absent.licence
+    assert "btanks-data" not in absent.credits, "the first edition, where nothing else was asked for"
+
+
+def test_a_card_credits_every_package_of_both_editions(monkeypatch):
+    asked = []
+    def there(folder, rate, packages):
+        asked.append(packages)
+        return [Clip(torch.zeros(1, 10), 16_000, ("x",), "x", f"{name} | x | {PACKAGES[name].licence}") for name in chosen_packages(packages)]
+    def gone(folder, rate, packages): raise FileNotFoundError
+    for read in (there, gone):
+        monkeypatch.setattr("audiogen_nb.train.lm.read_recordings", read)
+        heard = what_was_heard([stage(recordings=True), stage(recordings="all"), stage(recordings=["btanks-data"])], 16_000)
+        assert all(heard.credits.count(f"`{name}`: {PACKAGES[name].licence}") == 1 for name in PACKAGES)
+        for term in ("CC BY-SA 3.0", "CC BY-SA 4.0", "CC BY 3.0", "GPL-2+", "LGPL-2.1", "MPL", "Artistic-1.0", "WTFPL-2", "public domain"):
+            assert term in heard.licence.removesuffix("; see README.md").split(", "), term
+    assert asked == [True, "all", ["btanks-data"]]
+
+
+def test_every_package_has_a_licence_that_is_understood():
+    for name, package in PACKAGES.items():
+        assert _licence_of(f"- Debian package `{name}`: {package.licence}", set(), {}).endswith("; see README.md"), name
+
+
+@pytest.mark.parametrize("text, terms", [
+    ("LGPL-2.1 or MPL, the team", "LGPL-2.1, MPL"), ("LGPL-3+, someone", "LGPL-3+"), ("GPL-2, GPL-2+ and AGPL-3", "GPL-2, GPL-2+, AGPL-3"),
+    ("GPL, a company", "GPL"), ("Artistic-1.0, x", "Artistic-1.0"), ("GFDL-1.2+, WTFPL-2", "GFDL-1.2+, WTFPL-2"),
+    ("CC BY-SA 3.0. And MITRA, CC0 1.0", "CC BY-SA 3.0, CC0 1.0")])
+def test_licences_are_not_taken_for_others(text, terms):
+    assert _licence_of(f"- Debian package `x`: {text}", set(), {}) == f"{terms}; see README.md"
 
 
 def test_adapters_keep_the_makers(tiny, tmp_path):

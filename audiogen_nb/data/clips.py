@@ -38,6 +38,7 @@ class Clip:
     source: str = ""            # "package | file | author and licence", or how it was made
     name: str = ""              # unique within its source
     group: str = ""             # clips cut from one file share it, so that a split keeps them together
+    edition: int = 1            # of the data: a later one leaves the split of earlier ones alone
 
     @property
     def seconds(self) -> float:
@@ -331,17 +332,19 @@ def split_clips(
     clips: Sequence[Clip], # any order
     held_out: float = 0.12, # fraction of the groups of each kind
 ) -> tuple[list[Clip], list[Clip]]: # (train, held out), each in the order given
-    "Split by group within each kind: the same files are always held out, whatever else is in the list"
+    "Split by group within each kind: the same files are always held out, whatever later editions add"
     if not 0 <= held_out < 1:
         raise ValueError(f"held_out must be at least 0 and below 1, got {held_out}")
-    groups: dict[str, set[str]] = {}
+    groups: dict[tuple[int, str], set[str]] = {}
     for c in clips:
-        groups.setdefault(c.kind, set()).add(c.group or c.name)
-    out = set()
-    for names in groups.values():
-        n = round(held_out * len(names)) or (held_out > 0 and len(names) >= 4)   # one, if that leaves three
-        ranked = sorted(names, key=lambda g: hashlib.sha256(g.encode()).digest())
-        out.update(ranked[:int(n)])
+        groups.setdefault((getattr(c, "edition", 1), c.kind), set()).add(c.group or c.name)
+    out, seen = set(), set()
+    for edition in sorted({edition for edition, _ in groups}):
+        fresh = {kind: names - seen for (e, kind), names in groups.items() if e == edition}
+        for names in fresh.values():
+            n = round(held_out * len(names)) or (held_out > 0 and len(names) >= 4)   # one, if three are left
+            out.update(sorted(names, key=lambda g: hashlib.sha256(g.encode()).digest())[:int(n)])
+        seen.update(*fresh.values())
     sides = [], []
     for c in clips:
         sides[(c.group or c.name) in out].append(c)

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from ..arguments import real_number, whole_number
 from ..codec.vq import Codec
 from ..data.datasets import DATASETS
-from ..data.recordings import PACKAGES, read_recordings, recording_credits
+from ..data.recordings import PACKAGES, chosen_packages, read_recordings, recording_credits
 from ..data.stream import CaptionedCrops, crops_loader
 from ..engine.processes import processes, rank, share_weights, world_size
 from ..engine.surroundings import leaves_no_trace
@@ -469,21 +469,21 @@ def what_was_heard(
     sample_rate: int, # Hz
 ) -> Heard:
     "The data, licence and makers that follow from the recipes of a model"
-    clips, own, sets, toy, gone = {}, set(), {}, False, False
+    clips, own, sets, toy, gone = {}, set(), {}, False, []
     for data in (stage["data"] for stage in recipe if "data" in stage):
-        if data.get("recordings", not {"folder", "sets"} & data.keys()):
+        if packages := data.get("recordings", not {"folder", "sets"} & data.keys()):
             try:
-                clips |= {c.source: c for c in read_recordings(data.get("recordings_folder"), sample_rate)}
+                there = read_recordings(data.get("recordings_folder"), sample_rate, packages)
+                clips |= {c.source: c for c in there}
             except FileNotFoundError:                         # an earlier run had them
-                gone = True
+                gone += chosen_packages(packages)
         if data.get("folder"):
             own.add(Path(data["folder"]).name)
         sets |= {DATASETS[some["name"]].title: DATASETS[some["name"]] for some in data.get("sets", [])}
         toy |= bool(data.get("toy", 0))
     credits = recording_credits(list(clips.values()))
-    if gone:
-        others = {name: p.licence for name, p in PACKAGES.items() if name not in credits}
-        credits += "".join(f"\n- Debian package `{name}`: {licence}" for name, licence in others.items())
+    others = [name for name in dict.fromkeys(gone) if f"`{name}`" not in credits]
+    credits += "".join(f"\n- Debian package `{name}`: {PACKAGES[name].licence}" for name in others)
     told = [f"recordings from Debian packages ({len(clips) or 'how many is not known'})"] * bool(credits)
     told += [f"sounds of its maker's own (the folder {', '.join(f'`{name}`' for name in sorted(own))})"
              ] * bool(own)
@@ -494,10 +494,13 @@ def what_was_heard(
     return Heard(about, _licence_of(credits, own, sets), credits.strip())
 
 # %% ../../nbs/engine/lm_training.ipynb #f3ddcaee
+_TERMS = re.compile(r"CC BY(?:-SA)? \d\.\d|CC0 1\.0|\b[LA]?GPL(?:-\d(?:\.\d)?\+?)?|\bMIT\b|\bMPL\b"
+                    r"|GFDL(?:-\d\.\d\+?)?|Artistic-\d\.\d|WTFPL(?:-\d)?|public domain")
+
 def _licence_of(credits, own, sets):
     "What the licences of all that was heard come to, in a line"
     lines = re.findall(r"`: (.*)", credits)                    # a line of a package: its name, its licence
-    found = re.findall(r"CC BY(?:-SA)? [\d.]+|GPL-\d\+?|CC0 1\.0|MIT", " ".join(lines))
+    found = _TERMS.findall(" ".join(lines))
     terms = ", ".join(dict.fromkeys(found))
     terms = "; ".join([terms] * bool(terms) + [f"{title}: {facts.licence}" for title, facts in sets.items()])
     if own:

@@ -109,15 +109,16 @@ def record_recipe(
 
 # %% ../../nbs/engine/runs.ipynb #7807e226
 def training_clips(
-    data: dict, # keys below; "recordings" defaults to true without a "folder" or "sets"
+    data: dict, # keys below; "recordings": see `chosen_packages`; true without a "folder" or "sets"
     sample_rate: int, # Hz
 ) -> tuple[list[Sequence[Clip]], Sequence[Clip]]: # groups to train on, held-out clips
     "The groups of clips that a `data` section asks for: recordings, own folder, data sets, toy world"
     check_keys(data, ["recordings", "recordings_folder", "folder", "sets", "toy", "toy_seed", "toy_seconds"],
                "the data section")
     pairs = []                                                 # (train, held out)
-    if data.get("recordings", not {"folder", "sets"} & data.keys()):
-        pairs.append(split_clips(read_recordings(data.get("recordings_folder"), sample_rate)))
+    if packages := data.get("recordings", not {"folder", "sets"} & data.keys()):
+        recordings = read_recordings(data.get("recordings_folder"), sample_rate, packages)
+        pairs.append(split_clips(recordings))
     if data.get("folder"):
         folder = SoundFolder(data["folder"], sample_rate)
         pairs.append(_split(SoundSet(folder.refs, sample_rate)))
