@@ -33,9 +33,9 @@ from ..judge.distances import frechet_distance, kl_divergence, spectral_embeddin
 from ..judge.embedding import Embedder, load_embedder
 from ..judge.measures import kernel_distance, median_distance, vendi_score
 from ..judge.scores import hear, nearest_hits
-from audiogen_nb.lab.trial import (HELD_OUT, KINDS, MODEL, RATE, SECONDS, SEEN, TrialWorld, detector_logits,
-    encode_clips, kind_clip, mixture_clip, precision_recall, seed_interval, through_codec, train_model,
-    verdict)
+from .trial import HELD_OUT, KINDS, MODEL, RATE, SECONDS, SEEN, TrialWorld
+from .trial import detector_logits, encode_clips, kind_clip, mixture_clip, precision_recall
+from .trial import seed_interval, through_codec, train_model, verdict
 from ..lm.streams import get_pattern
 from ..lm.transformer import LMConfig
 from ..pipeline import AudioGen

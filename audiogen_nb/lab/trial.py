@@ -245,9 +245,10 @@ class TrialWorld:
     @cached_property
     def detector(self) -> Listener:
         "From the folder, trained first if it is not there"
-        path, detector = self.folder / "detector.safetensors", Listener(KINDS)
+        size, detector = (self.settings.n_clips, self.settings.n_detector), Listener(KINDS)
+        path = self.folder / "detector-{}-{}.safetensors".format(*size)      # other settings, another one
         if not path.exists():
-            detector = fit_detector(self.codec, self.settings.n_clips, self.settings.n_detector)
+            detector = fit_detector(self.codec, *size)
             with atomic_path(path) as temporary:
                 save_file(detector.state_dict(), temporary)
         detector.load_state_dict(load_file(path))
