@@ -173,7 +173,7 @@ def seconds_each(
 
 # %% ../../nbs/engine/products.ipynb #86025b55
 def _rows_and_halves(weight, x, n_copies):
-    "The least rows for oneDNN, and whether float16 is faster for a step of one item and a quarter of one of 8"
+    "The least rows for oneDNN, and whether float16 is faster (one item, and a quarter of a batch of eight)"
     pack = lambda w: torch.ops.mkldnn._reorder_linear_weight(w, 16)
     whole = [pack(weight / (127 + n)) for n in range(n_copies)]
     every = lambda least: lambda: [packed_product(x[:2], w, least=least) for w in whole]
