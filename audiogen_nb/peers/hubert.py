@@ -186,6 +186,7 @@ def fit_hubert(
     batch_size: int = 8,
     seed: int = 0, # of the first weights, the batches and the masks
     learning_rate: float = 1e-3,
+    penalty: float = 0.1, # as in `hubert_loss`
     **settings, # of `fit_module`
 ) -> tuple[HuBERT, list[dict[str, float]]]: # the model and the log
     "Train a HuBERT model on sounds of equal length and the units of their frames"
@@ -199,7 +200,7 @@ def fit_hubert(
     def losses(n):
         g = step_generator(seed, n)
         picks = some_of(torch.arange(len(audio)), batch_size, g)
-        return hubert_loss(model, audio[picks], targets[picks], g)
+        return hubert_loss(model, audio[picks], targets[picks], g, penalty)
     return model, fit_module(model, losses, n_steps, folder, learning_rate, **settings)
 
 # %% ../../nbs/peers/hubert.ipynb #4423637b
