@@ -70,7 +70,8 @@ class LogMelFeatures:
         "Features (B, ceil(T / hop_length), dim) of audio (B, 1, T)"
         audio, half = whole_frames(audio, self.hop_length)[:, 0], self.hop_length // 2
         shifted = pad(audio[:, half:], (0, half))             # frame f is then centred on its own middle
-        return log_mel(shifted, self.sample_rate, self.n_fft, self.hop_length, self.dim)[..., :-1].transpose(1, 2)
+        mel = log_mel(shifted, self.sample_rate, self.n_fft, self.hop_length, self.dim)
+        return mel[..., :-1].transpose(1, 2)
 
 # %% ../../nbs/peers/cpc.ipynb #d1f9945d
 class MFCCFeatures:
@@ -84,7 +85,8 @@ class MFCCFeatures:
         self.sample_rate, self.hop_length = sample_rate, whole_number(hop_length, "hop_length", 1)
         self.mel, self.dim = LogMelFeatures(sample_rate, hop_length, n_mels), 3 * n_mfcc
         with torch.device("cpu"):                     # whatever torch.set_default_device says
-            self.dct = torchaudio.functional.create_dct(whole_number(n_mfcc, "n_mfcc", 1, n_mels), n_mels, "ortho")
+            n_mfcc = whole_number(n_mfcc, "n_mfcc", 1, n_mels)
+            self.dct = torchaudio.functional.create_dct(n_mfcc, n_mels, "ortho")
 
     @torch.no_grad()
     def __call__(self, audio: torch.Tensor) -> torch.Tensor:
@@ -170,9 +172,9 @@ class FrameEncoder(nn.Sequential):
             before = width
         super().__init__(*layers)
 
-# %% ../../nbs/peers/cpc.ipynb #01d70af0
+# %% ../../nbs/peers/cpc.ipynb #02bf0cab
 class CPC(nn.Module):
-    "Audio (B, 1, T) -> latents z (B, frames, dim), contexts c (B, frames, context), predictions of later latents"
+    "Audio (B, 1, T) -> latents z (B, frames, dim), contexts c (B, frames, context), and what c expects"
     def __init__(self,
         config: CPCConfig = CPCConfig(),
     ):
@@ -180,7 +182,7 @@ class CPC(nn.Module):
         self.config = c = config
         self.encoder = FrameEncoder(c.strides, c.kernels, c.widths)               # g_enc
         self.recurrent = nn.GRU(c.dim, c.context, batch_first=True)               # g_ar
-        self.predictors = nn.Linear(c.context, c.n_steps * c.dim, bias=False)     # W_1 ... W_K, one below the other
+        self.predictors = nn.Linear(c.context, c.n_steps * c.dim, bias=False)     # W_1 ... W_K
 
     def forward(self, audio: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         "z (B, frames, dim) and c (B, frames, context)"
@@ -208,7 +210,7 @@ def other_frames(
     if pool < 2:
         raise ValueError(f"a {where} of {n_items} x {n_frames} frames has no other frame to draw")
     drawn = torch.randint(pool - 1, (n_items, n_frames, n), generator=generator) + first
-    return drawn + (drawn >= place)                                                  # leaves the frame itself out
+    return drawn + (drawn >= place)  # leaves the frame itself out
 
 # %% ../../nbs/peers/cpc.ipynb #cc6b0f74
 def cpc_scores(
@@ -223,7 +225,7 @@ def cpc_scores(
                          f"got {audio.shape[-1]} samples")
     (B, F), dim = z.shape[:2], z.shape[2]
     others = other_frames(B, F, config.n_candidates - 1, config.negatives, generator)
-    candidates = torch.cat([torch.arange(B * F).view(B, F, 1), others], 2).to(z.device)      # (B, F, N) places
+    candidates = torch.cat([torch.arange(B * F).view(B, F, 1), others], 2).to(z.device)  # (B, F, N) places
     scores = []
     for k, predicted in enumerate(model.predict(c), 1):
         all_scores = predicted[:, :-k].reshape(-1, dim) @ z.reshape(-1, dim).T               # z_j^T W_k c_t
@@ -289,9 +291,9 @@ def pooled(
     parts = [extractor(part) for part in audio.split(batch_size)]
     return torch.cat([torch.cat([x.mean(1), x.std(1, correction=0)], 1) for x in parts])
 
-# %% ../../nbs/peers/cpc.ipynb #267bd0e1
+# %% ../../nbs/peers/cpc.ipynb #3445929e
 class LinearProbe:
-    "Logistic regression from vectors to one of C kinds, with an L2 penalty; the optimum, so the same each time"
+    "Logistic regression from vectors to C kinds, with an L2 penalty: the optimum, so the same each time"
     def __init__(self,
         x: torch.Tensor, # (N, D)
         kinds: torch.Tensor, # (N,) int64 in 0 ... C - 1
@@ -325,10 +327,10 @@ class LinearProbe:
         "Share of vectors (N, D) whose kind (N,) gets the highest logit"
         return (self(x).argmax(1) == kinds).double().mean().item()
 
-# %% ../../nbs/peers/cpc.ipynb #f6db71d0
+# %% ../../nbs/peers/cpc.ipynb #3ae99c33
 class ProbeWorld(NamedTuple):
     "Sounds for one comparison of features"
-    unlabelled: torch.Tensor              # (M, 1, T), what features may be learned from; nothing held out is in it
+    unlabelled: torch.Tensor              # (M, 1, T), to learn features from; nothing held out is in it
     train: torch.Tensor                   # (N, 1, T)
     train_kinds: torch.Tensor             # (N,)
     test: torch.Tensor                    # (L, 1, T), held out
@@ -344,7 +346,8 @@ class ProbeWorld(NamedTuple):
     def accuracy(self, extractor: FeatureExtractor) -> float:
         "How often a linear probe on pooled features tells the kind of a held-out clip"
         if extractor.sample_rate != self.sample_rate:
-            raise ValueError(f"the sounds are at {self.sample_rate} Hz, the extractor takes {extractor.sample_rate} Hz")
+            raise ValueError(f"the sounds are at {self.sample_rate} Hz, the extractor takes "
+                             f"{extractor.sample_rate} Hz; pass one for {self.sample_rate} Hz")
         probe = LinearProbe(pooled(extractor, self.train), self.train_kinds)
         return probe.accuracy(pooled(extractor, self.test), self.test_kinds)
 

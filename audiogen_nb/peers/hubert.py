@@ -87,7 +87,7 @@ class HuBERTConfig:
     n_units: int = 50                             # C, clusters that are predicted
     final_dim: int = 32                           # size in which outputs and clusters are compared
     temperature: float = 0.1                      # tau
-    mask_probability: float = 0.8                 # frames in drawn spans over all frames; overlaps count twice
+    mask_probability: float = 0.8                 # p, frames in drawn spans over all frames
     mask_length: int = 10                         # frames of a span
 
     def __post_init__(self):
@@ -97,7 +97,8 @@ class HuBERTConfig:
         if not len(self.strides) == len(self.kernels) == len(self.widths) > 0:
             raise ValueError("strides, kernels and widths must have one value for each convolution, "
                              f"got {len(self.strides)}, {len(self.kernels)} and {len(self.widths)}")
-        for name in ("sample_rate", "dim", "n_layers", "n_heads", "position_kernel", "final_dim", "mask_length"):
+        for name in ("sample_rate", "dim", "n_layers", "n_heads", "position_kernel", "final_dim",
+                     "mask_length"):
             object.__setattr__(self, name, whole_number(getattr(self, name), name, 1, 2**20))
         object.__setattr__(self, "n_units", whole_number(self.n_units, "n_units", 2, 2**16))
         if self.dim % self.n_heads or self.position_kernel % 2 == 0:
@@ -124,15 +125,17 @@ class HuBERT(nn.Module):
         self.norm, self.enter = nn.LayerNorm(c.widths[-1]), nn.Linear(c.widths[-1], c.dim)
         self.mask_vector = nn.Parameter(torch.empty(c.dim).uniform_(-1, 1))
         self.position_norm = nn.LayerNorm(c.dim)
-        self.position = nn.Conv1d(c.dim, c.dim, c.position_kernel, padding=c.position_kernel // 2, groups=c.n_heads)
+        self.position = nn.Conv1d(c.dim, c.dim, c.position_kernel, padding=c.position_kernel // 2,
+                                  groups=c.n_heads)
         self.layers = nn.ModuleList(nn.TransformerEncoderLayer(c.dim, c.n_heads, 4 * c.dim, 0.0, "gelu",
                                                                batch_first=True)
                                     for _ in range(c.n_layers))
         self.project = nn.Linear(c.dim, c.final_dim)                              # A
         self.units = nn.Parameter(torch.empty(c.n_units, c.final_dim).uniform_(-1, 1))   # e_c
 
-    def forward(self, audio: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        "Convolutional features (B, frames, width), and the states (B, frames, dim) before and after each layer"
+    def forward(self, audio: torch.Tensor,
+                mask: torch.Tensor | None = None) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        "Convolutional features (B, frames, width), and states (B, frames, dim) before and after each layer"
         features = self.encoder(audio).transpose(1, 2)
         x = self.enter(self.norm(features))
         if mask is not None:
