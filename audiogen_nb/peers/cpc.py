@@ -4,27 +4,33 @@
 
 # %% auto #0
 __all__ = ['FeatureExtractor', 'whole_frames', 'LogMelFeatures', 'MFCCFeatures', 'CodecLatents', 'CPCConfig', 'FrameEncoder',
-           'CPC', 'CPCFeatures']
+           'CPC', 'CPCFeatures', 'other_frames', 'cpc_scores', 'info_nce', 'first_wins', 'cpc_loss', 'fit_cpc',
+           'pooled', 'LinearProbe', 'ProbeWorld', 'toy_world', 'recorded_world']
 
-# %% ../../nbs/peers/cpc.ipynb #deebd12c
+# %% ../../nbs/peers/cpc.ipynb #5bc513e5
 import copy
 import math
 import os
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torchaudio
 from torch import nn
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy, pad
 
 from ..arguments import real_number, whole_number
 from ..codec.seanet import PaddedConv
 from ..codec.vq import Codec
+from ..data.clips import Clip
+from ..data.toy import TOY_KINDS, seed_of
+from ..data.toy_kinds import toy_clip
 from ..engine.surroundings import leaves_no_trace
 from .mel_codes import fit_module, some_of
 from ..sampling.request import step_generator
-from ..sound import check_audio, log_mel
+from ..sound import check_audio, fit_length, log_mel
 
 # %% ../../nbs/peers/cpc.ipynb #b2033acf
 @runtime_checkable
@@ -45,7 +51,7 @@ def whole_frames(
     "Audio with silence behind it up to a whole number of frames"
     if check_audio(audio).dim() != 3 or audio.shape[1] != 1:
         raise ValueError(f"audio must be mono of shape (B, 1, T), got {list(audio.shape)}")
-    return F.pad(audio.float(), (0, -audio.shape[-1] % hop_length))
+    return pad(audio.float(), (0, -audio.shape[-1] % hop_length))
 
 # %% ../../nbs/peers/cpc.ipynb #cc599713
 class LogMelFeatures:
@@ -63,7 +69,7 @@ class LogMelFeatures:
     def __call__(self, audio: torch.Tensor) -> torch.Tensor:
         "Features (B, ceil(T / hop_length), dim) of audio (B, 1, T)"
         audio, half = whole_frames(audio, self.hop_length)[:, 0], self.hop_length // 2
-        shifted = F.pad(audio[:, half:], (0, half))             # frame f is then centred on its own middle
+        shifted = pad(audio[:, half:], (0, half))             # frame f is then centred on its own middle
         return log_mel(shifted, self.sample_rate, self.n_fft, self.hop_length, self.dim)[..., :-1].transpose(1, 2)
 
 # %% ../../nbs/peers/cpc.ipynb #d1f9945d
@@ -109,9 +115,9 @@ class CPCConfig:
     sample_rate: int = 16_000                     # Hz
     strides: tuple[int, ...] = (5, 4, 4, 4)       # of the convolutions; their product is the hop
     kernels: tuple[int, ...] = (10, 8, 8, 8)      # samples or steps that each of them sees
-    widths: tuple[int, ...] = (64, 64, 128, 128)  # channels after each; the last is the size of z_t
+    widths: tuple[int, ...] = (32, 64, 128, 128)  # channels after each; the last is the size of z_t
     context: int = 128                            # size of c_t
-    n_steps: int = 12                             # K, frames ahead that are predicted
+    n_steps: int = 6                              # K, frames ahead that are predicted
     n_candidates: int = 32                        # N: the true frame and N - 1 others
     negatives: str = "batch"                      # the others come from the "clip" or from the whole "batch"
 
@@ -188,3 +194,198 @@ class CPCFeatures:
         "Features (B, ceil(T / hop_length), dim) of audio (B, 1, T)"
         audio = whole_frames(audio, self.hop_length).to(next(self.model.parameters()))
         return self.model(audio)[0 if self.latents else 1]
+
+# %% ../../nbs/peers/cpc.ipynb #2cab6cc3
+def other_frames(
+    n_items: int, # B
+    n_frames: int, # F
+    n: int, # how many others for each frame
+    where: str, # "clip": of the same clip; "batch": of all clips together
+    generator: torch.Generator | None = None,
+) -> torch.Tensor: # (B, F, n) places in 0 ... B F - 1, never the frame itself
+    "Places of frames that are not the true one, drawn with repetition"
+    if where not in ("clip", "batch"):
+        raise ValueError(f'where must be "clip" or "batch", got {where!r}')
+    place = torch.arange(n_items * n_frames).view(n_items, n_frames, 1)
+    first = place[:, :1] if where == "clip" else torch.zeros_like(place[:, :1])      # where the pool begins
+    pool = n_frames if where == "clip" else n_items * n_frames
+    if pool < 2:
+        raise ValueError(f"a {where} of {n_items} x {n_frames} frames has no other frame to draw")
+    drawn = torch.randint(pool - 1, (n_items, n_frames, n), generator=generator) + first
+    return drawn + (drawn >= place)                                                  # leaves the frame itself out
+
+# %% ../../nbs/peers/cpc.ipynb #cc6b0f74
+def cpc_scores(
+    model: CPC,
+    audio: torch.Tensor, # (B, 1, T)
+    generator: torch.Generator | None = None, # of the negatives
+) -> list[torch.Tensor]: # for k = 1 ... K: (B, frames - k, N), the true frame first
+    "How well each candidate fits what was predicted k frames before"
+    config, (z, c) = model.config, model(whole_frames(audio, model.config.hop_length))
+    if z.shape[1] <= config.n_steps:
+        raise ValueError(f"audio must be longer than {config.n_steps} frames of {config.hop_length} samples, "
+                         f"got {audio.shape[-1]} samples")
+    (B, F), dim = z.shape[:2], z.shape[2]
+    others = other_frames(B, F, config.n_candidates - 1, config.negatives, generator)
+    candidates = torch.cat([torch.arange(B * F).view(B, F, 1), others], 2).to(z.device)      # (B, F, N) places
+    scores = []
+    for k, predicted in enumerate(model.predict(c), 1):
+        all_scores = predicted[:, :-k].reshape(-1, dim) @ z.reshape(-1, dim).T               # z_j^T W_k c_t
+        scores.append(all_scores.gather(1, candidates[:, k:].flatten(0, 1)).unflatten(0, (B, F - k)))
+    return scores
+
+# %% ../../nbs/peers/cpc.ipynb #e520169a
+def info_nce(
+    scores: torch.Tensor, # (..., N), the true candidate first
+) -> torch.Tensor: # (), nats
+    "Mean of minus the logarithm of the probability that the true candidate gets"
+    return -scores.log_softmax(-1)[..., 0].mean()                                    # L
+
+def first_wins(
+    scores: torch.Tensor, # (..., N), the true candidate first
+) -> torch.Tensor: # (), share
+    "How often the true candidate has a higher score than every other; a tie is no win"
+    return (scores[..., 0] > scores[..., 1:].amax(-1)).float().mean()
+
+# %% ../../nbs/peers/cpc.ipynb #ae4836ed
+def cpc_loss(
+    model: CPC,
+    audio: torch.Tensor, # (B, 1, T)
+    generator: torch.Generator | None = None, # of the negatives
+) -> dict[str, torch.Tensor]: # "loss" (nats) and "accuracy"
+    "InfoNCE, mean over the K steps"
+    scores = cpc_scores(model, audio, generator)
+    mean = lambda figure: torch.stack([figure(s) for s in scores]).mean()
+    return {"loss": mean(info_nce), "accuracy": mean(first_wins).detach()}
+
+# %% ../../nbs/peers/cpc.ipynb #e6a00e55
+@leaves_no_trace()
+def fit_cpc(
+    config: CPCConfig,
+    audio: torch.Tensor, # (N, 1, T)
+    n_steps: int,
+    folder: str | os.PathLike, # of the run; call again to resume, or to read a finished one
+    batch_size: int = 16,
+    seed: int = 0, # of the first weights, the batches and the negatives
+    learning_rate: float = 1e-3,
+    **settings, # of `fit_module`
+) -> tuple[CPC, list[dict[str, float]]]: # the model and the log
+    "Train a CPC model on sounds of equal length"
+    torch.manual_seed(seed)
+    model = CPC(config)
+
+    def losses(n):
+        g = step_generator(seed, n)
+        return cpc_loss(model, some_of(audio, batch_size, g), g)
+    return model, fit_module(model, losses, n_steps, folder, learning_rate, **settings)
+
+# %% ../../nbs/peers/cpc.ipynb #d2c90b22
+def pooled(
+    extractor: FeatureExtractor,
+    audio: torch.Tensor, # (N, 1, T)
+    batch_size: int = 32,
+) -> torch.Tensor: # (N, 2 dim)
+    "A clip as one vector: mean and standard deviation of its features over frames"
+    parts = [extractor(part) for part in audio.split(batch_size)]
+    return torch.cat([torch.cat([x.mean(1), x.std(1, correction=0)], 1) for x in parts])
+
+# %% ../../nbs/peers/cpc.ipynb #267bd0e1
+class LinearProbe:
+    "Logistic regression from vectors to one of C kinds, with an L2 penalty; the optimum, so the same each time"
+    def __init__(self,
+        x: torch.Tensor, # (N, D)
+        kinds: torch.Tensor, # (N,) int64 in 0 ... C - 1
+        strength: float = 1.0, # of the penalty: strength / 2 |V|^2 against the summed loss
+    ):
+        if x.dim() != 2 or kinds.shape != x.shape[:1]:
+            raise ValueError(f"x must be (N, D) and kinds (N,), got {list(x.shape)} and {list(kinds.shape)}")
+        x = check_audio(x, "x").detach().double()
+        self.mean, self.scale = x.mean(0), x.std(0, correction=0).clamp_min(1e-8)
+        x = (x - self.mean) / self.scale
+        self.weight = x.new_zeros(int(kinds.max()) + 1, x.shape[1], requires_grad=True)        # V
+        self.bias = x.new_zeros(len(self.weight), requires_grad=True)                          # a
+        penalty = real_number(strength, "strength", 0) / 2 / len(x)
+        optimizer = torch.optim.LBFGS([self.weight, self.bias], max_iter=200, tolerance_grad=1e-6,
+                                      line_search_fn="strong_wolfe")
+
+        def closure():
+            optimizer.zero_grad()
+            loss = cross_entropy(x @ self.weight.T + self.bias, kinds) + penalty * self.weight.square().sum()
+            loss.backward()
+            return loss
+        with torch.enable_grad():
+            optimizer.step(closure)
+        self.weight, self.bias = self.weight.detach(), self.bias.detach()
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor: # (N, D) -> (N, C)
+        "Logits"
+        return (x.double() - self.mean) / self.scale @ self.weight.T + self.bias
+
+    def accuracy(self, x: torch.Tensor, kinds: torch.Tensor) -> float:
+        "Share of vectors (N, D) whose kind (N,) gets the highest logit"
+        return (self(x).argmax(1) == kinds).double().mean().item()
+
+# %% ../../nbs/peers/cpc.ipynb #f6db71d0
+class ProbeWorld(NamedTuple):
+    "Sounds for one comparison of features"
+    unlabelled: torch.Tensor              # (M, 1, T), what features may be learned from; nothing held out is in it
+    train: torch.Tensor                   # (N, 1, T)
+    train_kinds: torch.Tensor             # (N,)
+    test: torch.Tensor                    # (L, 1, T), held out
+    test_kinds: torch.Tensor              # (L,)
+    kinds: tuple[str, ...]                # their names
+    sample_rate: int = 16_000             # Hz
+
+    @property
+    def chance(self) -> float:
+        "Accuracy of always saying the kind that is most frequent among the held-out clips"
+        return self.test_kinds.bincount().max().item() / len(self.test_kinds)
+
+    def accuracy(self, extractor: FeatureExtractor) -> float:
+        "How often a linear probe on pooled features tells the kind of a held-out clip"
+        if extractor.sample_rate != self.sample_rate:
+            raise ValueError(f"the sounds are at {self.sample_rate} Hz, the extractor takes {extractor.sample_rate} Hz")
+        probe = LinearProbe(pooled(extractor, self.train), self.train_kinds)
+        return probe.accuracy(pooled(extractor, self.test), self.test_kinds)
+
+# %% ../../nbs/peers/cpc.ipynb #9ac7698f
+def toy_world(
+    seed: int, # other seeds give other clips
+    kinds: Sequence[str] = tuple(TOY_KINDS),
+    n_unlabelled: int = 16, # clips of each kind
+    n_train: int = 8, # clips of each kind
+    n_test: int = 8, # clips of each kind
+    seconds: float = 1.28,
+) -> ProbeWorld:
+    "Toy sounds, every clip another"
+    def clips(first, n):
+        audio = [toy_clip(kind, 10_000 * seed + first + i, seconds).audio for kind in kinds for i in range(n)]
+        return torch.stack(audio), torch.arange(len(kinds)).repeat_interleave(n)
+    train, test = clips(0, n_train), clips(n_train, n_test)
+    return ProbeWorld(clips(n_train + n_test, n_unlabelled)[0], *train, *test, tuple(kinds))
+
+# %% ../../nbs/peers/cpc.ipynb #febe6c65
+def recorded_world(
+    clips: Sequence[Clip], # of one sample rate
+    seed: int, # other seeds hold other files out
+    least: int = 12, # files that a kind must have to be asked for
+    held_out: float = 0.3, # share of the files
+    seconds: float = 1.28, # clips are cut or filled with silence to this length
+) -> ProbeWorld:
+    "Recordings, split by file; of each file one clip is probed, and files of any kind are learned from"
+    rates, first = {c.sample_rate for c in clips}, {}
+    if len(rates) != 1:
+        raise ValueError(f"clips must be of one sample rate, got {sorted(rates)}")
+    for clip in clips:
+        first.setdefault(clip.group or clip.name, clip)
+    counts = Counter(clip.kind for clip in first.values())
+    kinds = tuple(sorted(kind for kind, n in counts.items() if n >= least and kind != "other"))
+    held = {group for group in first if seed_of(seed, group) % 1000 < 1000 * held_out}
+    sound = lambda some: torch.stack([fit_length(c.audio, round(seconds * c.sample_rate)) for c in some])
+    label = lambda some: torch.tensor([kinds.index(c.kind) for c in some])
+    asked = [(group in held, clip) for group, clip in first.items() if clip.kind in kinds]
+    train, test = ([clip for out, clip in asked if out == side] for side in (False, True))
+    if not train or not test:
+        raise ValueError(f"no kind has {least} files to split; got {len(first)} files of {len(counts)} kinds")
+    free = [clip for clip in clips if (clip.group or clip.name) not in held]
+    return ProbeWorld(sound(free), sound(train), label(train), sound(test), label(test), kinds, *rates)
