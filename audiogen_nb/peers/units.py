@@ -17,14 +17,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..arguments import whole_number
-from ..codec.codebook import kmeans, nearest_codes
+from ..codec.codebook import nearest_codes
 from ..codec.vq import check_codes
 from ..engine.trust import stored_tensors
 from ..files import atomic_path
 from ..judge.embedding import load_hf
 from .cpc import FeatureExtractor
+from .hubert import FeatureClusters
 from .mel_codes import MelConfig, MelVocoder, mel_picture
-from ..sampling.request import step_generator
 from ..sound import check_audio
 
 # %% ../../nbs/peers/units.ipynb #2897f8c1
@@ -90,23 +90,15 @@ def _book_shape(path):
 def fit_unit_book(
     features: torch.Tensor, # (..., D), of many clips
     n_units: int, # N
-    n_iterations: int = 20, # of k-means
-    n_starts: int = 3, # beginnings; the best one stays
+    n_starts: int = 3, # beginnings of k-means; the best one stays
     seed: int = 0, # of the beginnings
 ) -> UnitBook:
     "Find the centres of some features"
-    whole_number(n_iterations, "n_iterations", 1), whole_number(n_starts, "n_starts", 1)
+    if not features.isfinite().all():
+        raise ValueError("features must be finite; leave out the clips that gave other numbers")
+    found = FeatureClusters(features, n_units, seed, whole_number(n_starts, "n_starts", 1))
     book = UnitBook(n_units, features.shape[-1]).to(features.device)
-    frames = features.detach().flatten(0, -2)
-    if len(frames) < n_units or not frames.isfinite().all():
-        raise ValueError(f"features must be finite and of {n_units} frames or more for {n_units} units, "
-                         f"got {list(features.shape)}; pass more clips or fewer units")
-    book.mean.copy_(frames.mean(0)), book.scale.copy_(frames.std(0, unbiased=False).clamp_min(1e-5))
-    rows, found = book.standardised(frames), []
-    for start in range(n_starts):
-        book.centres.copy_(kmeans(rows, n_units, n_iterations, step_generator(seed, start)))
-        found.append((book.distortion(frames), start, book.centres.clone()))
-    book.centres.copy_(min(found)[2])
+    book.load_state_dict({"mean": found.mean, "scale": found.scale, "centres": found.centres})
     return book
 
 # %% ../../nbs/peers/units.ipynb #1bcef060
