@@ -35,7 +35,8 @@ class UnitBook(nn.Module):
         dim: int, # D, of the features
     ):
         super().__init__()
-        self.n_units, self.dim = whole_number(n_units, "n_units", 1, 2**20), whole_number(dim, "dim", 1, 2**16)
+        self.n_units = whole_number(n_units, "n_units", 1, 2**20)
+        self.dim = whole_number(dim, "dim", 1, 2**16)
         self.register_buffer("mean", torch.zeros(dim))                        # mu
         self.register_buffer("scale", torch.ones(dim))                        # sigma
         self.register_buffer("centres", torch.zeros(n_units, dim))            # c
@@ -81,9 +82,10 @@ def _book_shape(path):
     centres = stored.get("centres")
     shape = centres.shape if centres and len(centres.shape) == 2 else (0, 0)
     wanted = {"mean": shape[1:], "scale": shape[1:], "centres": shape}
-    if {name: part.shape for name, part in stored.items()} != wanted or {p.dtype for p in stored.values()} != {"F32"}:
+    shapes = {name: part.shape for name, part in stored.items()}
+    if shapes != wanted or {part.dtype for part in stored.values()} != {"F32"}:
         raise ValueError(f"{path} is no file of a UnitBook: it must hold mean (D,), scale (D,) and "
-                         f"centres (N, D) in float32, got { {name: part.shape for name, part in stored.items()} }")
+                         f"centres (N, D) in float32, got {str(shapes)[:200]}")
     return shape
 
 # %% ../../nbs/peers/units.ipynb #f73c544d
@@ -107,7 +109,8 @@ def deduplicate(
 ) -> tuple[torch.Tensor, torch.Tensor]: # units and durations (frames), (R,) each: one for each run
     "Runs of the same unit"
     if units.dim() != 1 or units.is_floating_point() or units.dtype == torch.bool:
-        raise ValueError(f"units must be whole numbers (F,) of one sound, got {list(units.shape)} of {units.dtype}")
+        raise ValueError("units must be whole numbers (F,) of one sound, "
+                         f"got {list(units.shape)} of {units.dtype}")
     return torch.unique_consecutive(units, return_counts=True)
 
 def repeat(
@@ -115,7 +118,8 @@ def repeat(
     durations: torch.Tensor, # (R,) frames
 ) -> torch.Tensor: # (F,) with F the sum of the durations
     "The inverse of `deduplicate`"
-    if units.shape != durations.shape or units.dim() != 1 or durations.is_floating_point() or (durations < 0).any():
+    whole = not durations.is_floating_point() and not (durations < 0).any()
+    if units.shape != durations.shape or units.dim() != 1 or not whole:
         raise ValueError("units and durations must be (R,) both, and durations whole numbers from 0 on, "
                          f"got {list(units.shape)} and {list(durations.shape)} of {durations.dtype}")
     return units.repeat_interleave(durations)
