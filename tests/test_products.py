@@ -11,8 +11,10 @@ from audiogen_nb import AudioLM
 from audiogen_nb.engine import products
 from audiogen_nb.engine.linear import RowLinear, prepare
 from audiogen_nb.engine.products import (
-    DigitWeight, Routes, digits_are_exact, digits_product, measure_routes, packed_product, rounded_product, routes)
+    DigitWeight, HalfWeight, Routes, digits_are_exact, digits_product, half_product, halves_are_exact, measure_routes,
+    packed_product, rounded_product, routes)
 
+needs_halves = pytest.mark.skipif(not halves_are_exact(), reason="no float16 product here, or none that keeps rows apart")
 needs_integers = pytest.mark.skipif(not digits_are_exact(), reason="this processor cuts integer sums off")
 SHAPES = [(32, 32), (96, 72), (33, 40), (1024, 320), (320, 1280)]
 
@@ -42,7 +44,7 @@ def test_padding_changes_no_bit(n_out, n_in, least):
 def test_digits_are_sixteen_bits_of_a_row(n_out, n_in):
     weight, scale = integers(n_out, n_in)
     held, x = DigitWeight.of(weight, scale), torch.randn(16, n_in) * torch.logspace(-6, 6, 16)[:, None]
-    assert torch.equal(held.integers(), weight)
+    assert torch.equal(held.dense(), weight)
     exact = x.double() @ (weight.double() * scale.double()[:, None]).T
     y = digits_product(x, held)
     for row, true, values in zip(y, exact, x):
@@ -70,14 +72,44 @@ def test_digits_lose_less_than_rounding():
     assert error_db(digits_product(x, DigitWeight.of(weight, scale)), exact) < error_db(rounded_product(x, weight, scale), exact) - 25
 
 
-@pytest.mark.parametrize("text,found", [("rows=4", Routes(4, False)), ("digits=1,rows=16", Routes(16, True)), (" rows = 3 ", Routes(3, False))])
+@needs_halves
+@pytest.mark.parametrize("n_out,n_in", SHAPES)
+def test_halves_keep_rows_apart_and_eleven_bits(n_out, n_in):
+    weight, x = torch.randn(n_out, n_in) / 8, torch.randn(37, n_in)
+    held = HalfWeight.of(weight)
+    assert torch.equal(held.dense(), weight.half().float())
+    y = half_product(x, held)
+    assert error_db(y, x.double() @ weight.half().double().T) < -110 and error_db(y, x.double() @ weight.double().T) < -65
+    for first, n in ((0, 1), (3, 2), (5, 3), (0, 4), (30, 7), (1, 16), (0, 33)):
+        assert torch.equal(half_product(x[first:first + n], held), y[first:first + n])
+
+
+@needs_halves
+def test_a_model_of_halves(chosen):
+    plain, states = tiny_lm(), (torch.randn(2, 5, 72), torch.ones(2, 5, dtype=torch.bool))
+    codes = torch.randint(32, (2, 2, 12))
+    with torch.no_grad():
+        exact = plain.predict(codes, *states)[0]
+        chosen(Routes(2))
+        rounded = prepare(tiny_lm(), "bfloat16")
+        chosen(Routes(2, halves=True))
+        halves = prepare(tiny_lm(), "bfloat16")
+        error = [(lm.predict(codes, *states)[0].float() - exact).abs().max() for lm in (halves, rounded)]
+    assert halves.embed.weight.dtype == torch.float32 and error[0] < error[1] / 4
+    size = lambda lm: sum(p.numel() * p.element_size() for p in lm.blocks.parameters() if p.dim() == 2)
+    assert size(halves) * 2 == size(plain)
+    for again in (prepare(copy.deepcopy(halves), "bfloat16"), pickle.loads(pickle.dumps(halves))):
+        assert torch.equal(written(again), written(halves))
+
+
+@pytest.mark.parametrize("text,found", [("rows=4", Routes(4)), ("digits=1,rows=16", Routes(16, True)), (" rows = 3 , halves=1", Routes(3, False, True))])
 def test_routes_are_read(text, found):
     assert Routes.parse(text) == found
 
 
-@pytest.mark.parametrize("text", ["rows=1", "rows=17", "rows=four", "digits=2", "rows", "rows=4,speed=9", "rows=4,rows=5,x", "rows=-2"])
+@pytest.mark.parametrize("text", ["rows=1", "rows=17", "rows=four", "digits=2", "rows", "rows=4,speed=9", "rows=4,rows=5", "rows=-2", ","])
 def test_other_words_are_refused(text, monkeypatch):
-    with pytest.raises(ValueError, match="AUDIOGEN_NB_ROUTES must read like rows=4,digits=1"):
+    with pytest.raises(ValueError, match="AUDIOGEN_NB_ROUTES must read like rows=4,digits=1,halves=0"):
         Routes.parse(text)
     monkeypatch.setenv("AUDIOGEN_NB_ROUTES", text)
     routes.cache_clear()
@@ -90,7 +122,7 @@ def test_other_words_are_refused(text, monkeypatch):
 
 def test_the_stopwatch_chooses_among_what_holds():
     found = measure_routes(256, 128, 2)
-    assert found.rows in (2, 4) and (not found.digits or digits_are_exact())
+    assert found.rows in (2, 4) and found.digits <= digits_are_exact() and found.halves <= halves_are_exact()
 
 
 @pytest.fixture
@@ -144,7 +176,7 @@ def test_a_pickled_model_multiplies_otherwise_where_integers_are_cut_off(chosen,
     monkeypatch.setattr("audiogen_nb.engine.linear.digits_are_exact", lambda: False)
     other = pickle.loads(stored)
     layers = [m for m in other.modules() if isinstance(m, RowLinear) and m.scale is not None]
-    assert layers and all(layer.digits is None and layer.weight.dtype == torch.int8 for layer in layers)
+    assert layers and all(layer.held is None and layer.weight.dtype == torch.int8 for layer in layers)
     assert written(other).shape == written(lm).shape
 
 

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from .budget import check_memory, n_parameters, shapes_only
 from .products import (
-    DigitWeight, Routes, digits_are_exact, digits_product, packed_product, rounded_product, routes)
+    DigitWeight, HalfWeight, Routes, digits_are_exact, digits_product, half_product, halves_are_exact,
+    packed_product, rounded_product, routes)
 from ..lm.transformer import AudioLM, LMConfig
 
 # %% ../../nbs/engine/linear.ipynb #931fb6cb
@@ -27,7 +28,7 @@ class RowLinear(nn.Linear):
         self.register_buffer("scale", None, persistent=False)       # (out,) of int8 weights
         self.form: str | None = None  # "float32", "bfloat16" or "int8" once made ready
         self.routes = Routes()        # how it multiplies then
-        self.digits: DigitWeight | None = None                      # int8 weights, if inputs become digits
+        self.held: DigitWeight | HalfWeight | None = None    # the weights, if `weight` is only their shape
 
     @classmethod
     def of(cls, layer: nn.Linear) -> "RowLinear":
@@ -38,16 +39,16 @@ class RowLinear(nn.Linear):
         return new.train(layer.training)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor: # (..., in) -> (..., out)
-        plain = self.scale is None and not self.weight.is_mkldnn
+        plain = self.scale is None and self.held is None and not self.weight.is_mkldnn
         if plain and (torch.is_grad_enabled() or not _has_kernel(x)):
             return F.linear(x, self.weight, self.bias)
         if x.device.type != "cpu":
             return F.linear(x, self.weight.to(x.dtype)) * self.scale
         rows = x.reshape(-1, self.in_features)
-        if self.scale is None:
+        if self.held is not None:
+            y = (half_product if self.scale is None else digits_product)(rows, self.held)
+        elif self.scale is None:
             y = packed_product(rows, self.weight, self.bias, self.routes.rows)
-        elif self.digits is not None:
-            y = digits_product(rows, self.digits)
         else:
             y = rounded_product(rows, self.weight, self.scale)
         return y.view(*x.shape[:-1], self.out_features)
@@ -64,37 +65,45 @@ class RowLinear(nn.Linear):
 
     def dense(self) -> torch.Tensor: # (out, in)
         "The weight as an ordinary tensor"
+        weight = self.as_stored()
+        return weight if self.scale is None else weight * self.scale.float()[:, None]
+
+    def as_stored(self) -> torch.Tensor: # (out, in), integers if there is a scale
+        "The weight in its form, as an ordinary tensor"
         weight = self.weight.detach()
-        if self.scale is not None:
-            return (weight if self.digits is None else self.digits.integers()) * self.scale.float()[:, None]
+        if self.held is not None:
+            return self.held.dense()
         return weight.to_dense() if weight.is_mkldnn else weight
 
     def _save_to_state_dict(self, destination, prefix, keep_vars): # stores the same for every form
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.weight.is_mkldnn or self.scale is not None:
+        if self.weight.is_mkldnn or self.scale is not None or self.held is not None:
             destination[prefix + "weight"] = self.dense()
 
 # %% ../../nbs/engine/linear.ipynb #90098f2b
 @patch
 def _pack(self: RowLinear, weight: torch.Tensor) -> None:
     "Hold a weight in its form as the processor at hand reads it fastest"
-    self.digits, on_cpu = None, weight.device.type == "cpu"
+    self.held, on_cpu, halves = None, weight.device.type == "cpu", self.routes.halves and halves_are_exact()
     if self.scale is not None and on_cpu and self.routes.digits and digits_are_exact():
-        self.digits = DigitWeight.of(weight, self.scale)
-        weight = self.digits.packed
+        self.held = DigitWeight.of(weight, self.scale)
+    elif self.form == "bfloat16" and on_cpu and halves and self.bias is None:
+        self.held = HalfWeight.of(weight)
     elif self.scale is None and _has_kernel(weight):
         weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 16)
+    if self.held is not None:                                 # no memory but for one number
+        kind = torch.float16 if self.scale is None else torch.int8
+        weight = torch.zeros((), dtype=kind).expand(weight.shape)
     self.weight = nn.Parameter(weight, requires_grad=False)
 
 @patch
 def __getstate__(self: RowLinear) -> dict:
     ("For pickling and copying: packed weights as ordinary ones, for the blocks of one processor "
      "are no other's")
-    if not self.weight.is_mkldnn:
+    if self.held is None and not self.weight.is_mkldnn:
         return self.__dict__.copy()
-    weight = self.dense() if self.digits is None else self.digits.integers()
-    weight = nn.Parameter(weight, requires_grad=False)
-    return {**self.__dict__, "digits": None, "_parameters": {**self._parameters, "weight": weight}}
+    weight = nn.Parameter(self.as_stored(), requires_grad=False)
+    return {**self.__dict__, "held": None, "_parameters": {**self._parameters, "weight": weight}}
 
 @patch
 def __setstate__(self: RowLinear, state: dict) -> None:
@@ -104,8 +113,9 @@ def __setstate__(self: RowLinear, state: dict) -> None:
 
 # %% ../../nbs/engine/linear.ipynb #2795a9ee
 def _kind(form, routes):
-    "The type of all that a prepared model does not keep as integers: digits make the most of float32"
-    return torch.float32 if form in (None, "float32") or form == "int8" and routes.digits else torch.bfloat16
+    "The type of inputs and results, and of what is no matrix"
+    whole = {"bfloat16": routes.halves, "int8": routes.digits}.get(form, True)
+    return torch.float32 if whole else torch.bfloat16
 
 @cache
 def _cpu_dtypes():
@@ -160,13 +170,6 @@ def _routes_of(lm, form, device):
     size = n_parameters(lm.config) * {"bfloat16": 2, "int8": 1}.get(form, 4)
     return routes(size > 2**26) if form and torch.device(device).type == "cpu" else Routes()
 
-def _shape(lm, name):
-    "Shape of a parameter as it is stored, whatever order a packed one has"
-    owner, _, leaf = name.rpartition(".")
-    module = lm.get_submodule(owner)
-    weight = isinstance(module, RowLinear) and leaf == "weight"
-    return (module.out_features, module.in_features) if weight else tuple(getattr(module, leaf).shape)
-
 # %% ../../nbs/engine/linear.ipynb #02ef6d70
 @torch.no_grad()
 def fill_lm(
@@ -175,11 +178,11 @@ def fill_lm(
     device: torch.device | str = "cpu",
 ) -> AudioLM: # the same
     "Fill a model tensor by tensor, each converted to the model's form before the next is asked for"
-    form, missing = precision(lm), {name: _shape(lm, name) for name, _ in lm.named_parameters()}
+    form, missing = precision(lm), {name: p.shape for name, p in lm.named_parameters()}
     found = _routes_of(lm, form, device)
     kind = _kind(form, found)
     for name, value in tensors:
-        if missing.pop(name, None) != tuple(value.shape):
+        if missing.pop(name, None) != value.shape:
             raise ValueError(f"this language model has no place for {name!r} of shape {list(value.shape)}")
         owner, _, leaf = name.rpartition(".")
         module = lm.get_submodule(owner)
