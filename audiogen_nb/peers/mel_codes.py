@@ -228,9 +228,10 @@ def vocoder_loss(
     vocoder: MelVocoder,
     audio: torch.Tensor, # (B, 1, T), T a multiple of hop_length
     mel_loss: MelLoss, # made once
+    given: torch.Tensor | None = None, # (B, ...) what the vocoder is given; None: the pictures of the sounds
 ) -> dict[str, torch.Tensor]: # "loss" and its parts
     "How far a vocoder is from the sounds whose pictures it is given"
-    rebuilt = vocoder(mel_picture(audio, vocoder.config))
+    rebuilt = vocoder(mel_picture(audio, vocoder.config) if given is None else given)
     mel, time = mel_loss(audio, rebuilt), time_loss(audio, rebuilt)
     return {"loss": mel + 0.1 * time, "mel": mel, "time": time}
 
@@ -302,13 +303,15 @@ def fit_vocoder(
     folder: str | os.PathLike, # of the run
     batch_size: int = 8,
     seed: int = 0,
+    given: torch.Tensor | None = None, # (N, ...) what it is given of each sound; None: its picture
     **settings, # of `fit_module`
 ) -> list[dict[str, float]]: # the log
-    "Train a vocoder on real mel pictures and their sounds"
+    "Train a vocoder on sounds and their real mel pictures, or on whatever else they are to be made from"
     mel_loss = MelLoss(vocoder.config.sample_rate, windows=(128, 256, 512, 1024, 2048))
 
     def losses(n):
-        return vocoder_loss(vocoder, some_of(audio, batch_size, step_generator(seed, n)), mel_loss)
+        picks = torch.randint(len(audio), (batch_size,), generator=step_generator(seed, n))
+        return vocoder_loss(vocoder, audio[picks], mel_loss, None if given is None else given[picks])
     return fit_module(vocoder, losses, n_steps, folder, **settings)
 
 # %% ../../nbs/peers/mel_codes.ipynb #d4232e42
