@@ -13,6 +13,7 @@ from audiogen_nb.engine.linear import RowLinear, prepare
 from audiogen_nb.engine.products import (
     DigitWeight, HalfWeight, Routes, digits_are_exact, digits_product, half_product, halves_are_exact, measure_routes,
     packed_product, rounded_product, routes)
+from audiogen_nb.lm.transformer import KVCache, LMConfig, attend
 
 needs_halves = pytest.mark.skipif(not halves_are_exact(), reason="no float16 product here, or none that keeps rows apart")
 needs_integers = pytest.mark.skipif(not digits_are_exact(), reason="this processor cuts integer sums off")
@@ -194,3 +195,44 @@ def test_loading_does_not_import_the_compiler():
             "print([name for name in ('torch._dynamo', 'sympy', 'torch.fx.experimental.symbolic_shapes') if name in sys.modules])")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8")
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("n_heads,size", [(16, 64), (5, 64), (2, 16)])
+def test_attention_rounds_alike_on_every_thread(threads, n_heads, size):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for n, length in ((1, 1), (1, 8), (1, 16), (1, 203), (7, 40)):
+            q, store = torch.randn(16, n_heads, n, size), torch.randn(2, 16, n_heads, 210, size)
+            mask = None if n == 1 else torch.ones(n, length, dtype=torch.bool).tril(length - n)
+            part = lambda a, b: attend(q[a:b].clone(), *store[:, a:b].clone().narrow(3, 0, length), mask)
+            with torch.no_grad():
+                whole = part(0, 16)
+                assert all(torch.equal(part(a, b), whole[a:b]) for a, b in ((0, 1), (5, 6), (0, 2), (9, 11), (3, 12)))
+                fused = torch.nn.functional.scaled_dot_product_attention(q, *store.narrow(3, 0, length), attn_mask=mask)
+            torch.testing.assert_close(whole, fused, atol=2e-6, rtol=1e-5)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("form", ["float32", "bfloat16", "int8"])
+def test_logits_of_an_item_do_not_depend_on_its_batch_on_two_threads(form):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        torch.manual_seed(0)
+        lm = prepare(AudioLM(LMConfig(n_q=2, card=64, dim=512, n_layers=1, n_heads=8, text_dim=64, pattern="delay", max_frames=40)), form)
+        text, seen = torch.randn(8, 16, 64), {}
+        with torch.no_grad():
+            for items in ([3], [5], [2, 3], list(range(8))):
+                condition = lm.condition(text[items], torch.ones(len(items), 16, dtype=torch.bool))
+                cache = KVCache(lm.config, 2 * len(items), 20, lm.embed.weight)
+                for step in range(12):
+                    codes = torch.full((2 * len(items), 2, 1), step)
+                    logits = lm.step(codes, condition, cache, last=True)
+                for row, item in enumerate(items * 2):
+                    kept = seen.setdefault((item, row < len(items)), logits[row])
+                    assert torch.equal(kept, logits[row]), (form, items, item)
+    finally:
+        torch.set_num_threads(before)
