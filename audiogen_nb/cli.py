@@ -223,7 +223,7 @@ def _generate(name, device, dtype, jobs, batch_size, prompt_audio, progress):
     from audiogen_nb.sound import load_audio
     if prompt_audio is not None:
         load_audio(prompt_audio)                       # a bad file is refused before the model is loaded
-    model = AudioGen.from_pretrained(name, device, dtype)
+    model = AudioGen.from_pretrained(name, device, dtype or "float32")     # made ready: the same bits, faster
     check_jobs(model, jobs)
     for path in run_jobs(model, jobs, batch_size, prompt_audio, name, progress):
         if path is not None:

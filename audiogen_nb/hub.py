@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from .arguments import whole_number
 from .codec.seanet import CodecConfig
 from .codec.vq import Codec
-from .engine.budget import free_memory
+from .engine.budget import free_memory, shapes_only
 from .engine.linear import empty_lm, fill_lm, precision
 from .engine.surroundings import check_device
 from .engine.trust import check_tensors, inside
@@ -233,15 +233,17 @@ def _check_place(folder, exist_ok):
                               "which would be lost; choose another name, or move them first")
 
 # %% ../nbs/engine/hub.ipynb #cbee3871
-def _load_weights(module, path):
-    "Fill a module from a safetensors file; training-only buffers may be absent"
+def _codec_from(config, path):
+    "The codec of a configuration with the weights of a safetensors file; training-only buffers may be absent"
     try:
         state = unpack_weights(load_file(path))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path.parent} is not a complete model: {path.name} is missing") from None
     except (SafetensorError, OSError) as e:
         raise ValueError(f"{path} is damaged ({e}); download or copy it again") from e
-    own = module.state_dict()
+    with shapes_only():
+        codec = Codec(config)
+    own = codec.state_dict()
     wrong = [k for k, v in state.items() if k not in own or own[k].shape != v.shape]
     wrong += [k for k in own if k not in state and not k.endswith((".count", ".total"))]
     if wrong:
@@ -249,7 +251,10 @@ def _load_weights(module, path):
             f"{path} does not fit its config.json: {len(wrong)} tensors are missing, unknown or of another "
             f"shape, e.g. {wrong[0]}"
         )
-    module.load_state_dict({**own, **state})
+    begin = lambda k, v: torch.ones(v.shape) if k.endswith("count") else state[k[:-5] + "entries"].clone()
+    fresh = {k: begin(k, v) for k, v in own.items() if k not in state}        # a codebook's averages
+    codec.load_state_dict({**fresh, **state}, assign=True)
+    return codec
 
 # %% ../nbs/engine/hub.ipynb #e9dac602
 def load_parts(
@@ -270,9 +275,7 @@ def load_parts(
     if text_encoder is None:
         inside(folder, "text/config.json", "the layout")
         text_encoder = load_text_encoder(folder / "text")
-    with torch.random.fork_rng(devices=[]):                 # first weights are drawn, then replaced
-        codec, lm = Codec(codec_config), empty_lm(shape, dtype, device)
-    _load_weights(codec, files[0])
+    codec, lm = _codec_from(codec_config, files[0]), empty_lm(shape, dtype, device)
     _fill(lm, files[1], device)
     return Parts(codec.to(device), lm, text_encoder, generation, with_card(provenance, folder))
 
@@ -284,10 +287,7 @@ def load_codec(
     folder = Path(folder)
     config, file = _settings(folder)[0], inside(folder, "codec.safetensors", "the layout")
     _check_codec(config, file)
-    with torch.random.fork_rng(devices=[]):
-        codec = Codec(config)
-    _load_weights(codec, file)
-    return codec.eval()
+    return _codec_from(config, file).eval()
 
 # %% ../nbs/engine/hub.ipynb #97e2587e
 def _settings(folder):
@@ -309,8 +309,8 @@ def _settings(folder):
 
 # %% ../nbs/engine/hub.ipynb #1f9b01ad
 def _check_codec(codec_config, file):
-    "Compare settings with the headers of the weights; on the device `meta` a module has shapes and no memory"
-    with torch.device("meta"):
+    "Compare settings with the headers of the weights, before anything is allocated"
+    with shapes_only():
         codec = {name: tuple(value.shape) for name, value in Codec(codec_config).state_dict().items()}
     check_tensors(file, codec, (".count", ".total"))
     needs, free = 12 * sum(map(math.prod, codec.values())), free_memory()     # as stored, converted, in place
@@ -320,7 +320,7 @@ def _check_codec(codec_config, file):
 def _check_sizes(codec_config, shape, codec_file, lm_file):
     "The same for a codec and a language model"
     _check_codec(codec_config, codec_file)
-    with torch.device("meta"):
+    with shapes_only():
         first = AudioLM(replace(shape, n_layers=1)).state_dict()
     lm = {name.replace("blocks.0.", f"blocks.{i}."): tuple(value.shape) for name, value in first.items()
           for i in range(shape.n_layers if name.startswith("blocks.") else 1)}

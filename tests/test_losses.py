@@ -197,6 +197,7 @@ def test_losses_without_weight_send_nothing_on():
 
 
 def two_processes(rank, file):
+    torch.set_num_threads(1)                         # the parent's other threads did not come along, and would be waited for
     distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     y = torch.ones(1 + rank, 1, 1, requires_grad=True)                     # one item here, two items there
     Balancer({"a": 1.0}).backward({"a": ((1 + 2 * rank) * y).sum()}, y)   # norms of the items: 1 | 3, 3

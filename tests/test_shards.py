@@ -82,8 +82,13 @@ def shard(folder, j):
     return folder / f"shard-{j:05}-of-00006.safetensors"
 
 
+def with_one_thread(target, *args):
+    torch.set_num_threads(1)                         # the parent's other threads did not come along, and would be waited for
+    target(*args)
+
+
 def forked(target, *args):
-    process = FORK.Process(target=target, args=args)
+    process = FORK.Process(target=with_one_thread, args=(target, *args))
     process.start()
     return process
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ..codec.seanet import ChannelNorm, PaddedConv, ResidualUnit, SkipLSTM, TrimmedConvTranspose
 from ..codec.vq import Codec
+from .budget import shapes_only
 
 # %% ../../nbs/engine/chunks.ipynb #1c980380
 Step = Callable[[torch.Tensor, bool], torch.Tensor]     # (B, T, C), is it the last? -> (B, T', C')
@@ -302,7 +303,7 @@ def folded(
     dtype: torch.dtype | None = None, # torch.bfloat16 for encoder and decoder; the codebooks stay as they are
 ) -> Codec: # for inference only
     "Copy of a codec with its weight norm folded into plain weights"
-    with torch.device("meta"):                                             # shapes only: the weights follow
+    with shapes_only():                                                    # the weights follow
         copy = Codec(replace(codec.config, norm="none") if codec.config.norm == "weight" else codec.config)
     copy.load_state_dict({name: attrgetter(name)(codec).clone() for name in copy.state_dict()}, assign=True)
     copy.encoder.to(dtype), copy.decoder.to(dtype)

@@ -14,7 +14,10 @@ from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 
-from .budget import check_memory
+from .budget import check_memory, n_parameters, shapes_only
+from .products import (
+    DigitWeight, HalfWeight, Routes, digits_are_exact, digits_product, half_product, halves_are_exact,
+    packed_product, rounded_product, routes)
 from ..lm.transformer import AudioLM, LMConfig
 
 # %% ../../nbs/engine/linear.ipynb #931fb6cb
@@ -24,73 +27,96 @@ class RowLinear(nn.Linear):
         super().__init__(n_in, n_out, bias)
         self.register_buffer("scale", None, persistent=False)       # (out,) of int8 weights
         self.form: str | None = None  # "float32", "bfloat16" or "int8" once made ready
+        self.routes = Routes()        # how it multiplies then
+        self.held: DigitWeight | HalfWeight | None = None    # the weights, if `weight` is only their shape
 
     @classmethod
     def of(cls, layer: nn.Linear) -> "RowLinear":
         "The same layer with this class's products; the parameters are shared"
-        with torch.device("meta"):
+        with shapes_only():
             new = cls(layer.in_features, layer.out_features, layer.bias is not None)
         new.weight, new.bias = layer.weight, layer.bias
         return new.train(layer.training)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor: # (..., in) -> (..., out)
-        plain = self.scale is None and not self.weight.is_mkldnn
+        plain = self.scale is None and self.held is None and not self.weight.is_mkldnn
         if plain and (torch.is_grad_enabled() or not _has_kernel(x)):
             return F.linear(x, self.weight, self.bias)
-        if self.scale is None:
-            alone = x.numel() == self.in_features
-            y = torch.ops.mkldnn._linear_pointwise(
-                x.expand(2, *x.shape) if alone else x, self.weight, self.bias, "none", [], ""
-            )
-            return y[0] if alone else y
         if x.device.type != "cpu":
             return F.linear(x, self.weight.to(x.dtype)) * self.scale
-        y = torch._weight_int8pack_mm(x.reshape(-1, self.in_features), self.weight, self.scale)
+        rows = x.reshape(-1, self.in_features)
+        if self.held is not None:
+            y = (half_product if self.scale is None else digits_product)(rows, self.held)
+        elif self.scale is None:
+            y = packed_product(rows, self.weight, self.bias, self.routes.rows)
+        else:
+            y = rounded_product(rows, self.weight, self.scale)
         return y.view(*x.shape[:-1], self.out_features)
 
-    def set_weight(self, weight: torch.Tensor, form: str) -> None:
-        "Hold `weight` (out, in) as generation reads it fastest: in float32, bfloat16 or int8"
-        weight, self.form = weight.detach(), form
+    def set_weight(self, weight: torch.Tensor, form: str, routes: Routes = Routes()) -> None:
+        "Hold `weight` (out, in) in float32, bfloat16 or int8, to be multiplied by these routes"
+        weight, self.form, self.routes = weight.detach(), form, routes
         if form == "int8" and self.bias is None:
             self.scale = (weight.float().abs().amax(1) / 127).clamp_min(1e-12).bfloat16()
             weight = (weight / self.scale.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8)
         else:
-            weight = weight.to(torch.float32 if form == "float32" else torch.bfloat16)
-            if _has_kernel(weight):
-                weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 16)
-        self.weight = nn.Parameter(weight, requires_grad=False)
+            weight = weight.to(_kind(form, routes))
+        self._pack(weight)
 
     def dense(self) -> torch.Tensor: # (out, in)
         "The weight as an ordinary tensor"
+        weight = self.as_stored()
+        return weight if self.scale is None else weight * self.scale.float()[:, None]
+
+    def as_stored(self) -> torch.Tensor: # (out, in), integers if there is a scale
+        "The weight in its form, as an ordinary tensor"
         weight = self.weight.detach()
-        return (
-            weight.to_dense()
-            if weight.is_mkldnn
-            else weight if self.scale is None else weight * self.scale.float()[:, None]
-        )
+        if self.held is not None:
+            return self.held.dense()
+        return weight.to_dense() if weight.is_mkldnn else weight
 
     def _save_to_state_dict(self, destination, prefix, keep_vars): # stores the same for every form
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.weight.is_mkldnn or self.scale is not None:
+        if self.weight.is_mkldnn or self.scale is not None or self.held is not None:
             destination[prefix + "weight"] = self.dense()
 
 # %% ../../nbs/engine/linear.ipynb #90098f2b
 @patch
+def _pack(self: RowLinear, weight: torch.Tensor) -> None:
+    "Hold a weight in its form as the processor at hand reads it fastest"
+    self.held, on_cpu, halves = None, weight.device.type == "cpu", self.routes.halves and halves_are_exact()
+    if self.scale is not None and on_cpu and self.routes.digits and digits_are_exact():
+        self.held = DigitWeight.of(weight, self.scale)
+    elif self.form == "bfloat16" and on_cpu and halves and self.bias is None:
+        self.held = HalfWeight.of(weight)
+    elif self.scale is None and _has_kernel(weight):
+        weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 16)
+    if self.held is not None:                                 # no memory but for one number
+        kind = torch.float16 if self.scale is None else torch.int8
+        weight = torch.zeros((), dtype=kind).expand(weight.shape)
+    self.weight = nn.Parameter(weight, requires_grad=False)
+
+@patch
 def __getstate__(self: RowLinear) -> dict:
     ("For pickling and copying: packed weights as ordinary ones, for the blocks of one processor "
      "are no other's")
-    if not self.weight.is_mkldnn:
+    if self.held is None and not self.weight.is_mkldnn:
         return self.__dict__.copy()
-    weight = nn.Parameter(self.dense(), requires_grad=False)
-    return {**self.__dict__, "_parameters": {**self._parameters, "weight": weight}}
+    weight = nn.Parameter(self.as_stored(), requires_grad=False)
+    return {**self.__dict__, "held": None, "_parameters": {**self._parameters, "weight": weight}}
 
 @patch
 def __setstate__(self: RowLinear, state: dict) -> None:
     nn.Module.__setstate__(self, state)
-    if self.form in ("float32", "bfloat16") and self.scale is None:
-        self.set_weight(self.weight, self.form)
+    if self.form:
+        self._pack(self.weight.detach())
 
 # %% ../../nbs/engine/linear.ipynb #2795a9ee
+def _kind(form, routes):
+    "The type of inputs and results, and of what is no matrix"
+    whole = {"bfloat16": routes.halves, "int8": routes.digits}.get(form, True)
+    return torch.float32 if whole else torch.bfloat16
+
 @cache
 def _cpu_dtypes():
     "The types that oneDNN multiplies on this machine"
@@ -131,12 +157,18 @@ def empty_lm(
     "A model without weights, to be filled by `fill_lm`; refused if it cannot fit into the memory"
     form = None if dtype is None else str(dtype).removeprefix("torch.")
     check_memory(config, form or "float32", device)
-    with torch.device("meta"):
+    with shapes_only():
         lm = use_row_linear(AudioLM(config))
     for module in lm.modules():
         if isinstance(module, RowLinear):
             module.form = form
     return lm.eval()
+
+# %% ../../nbs/engine/linear.ipynb #a6aa82fe
+def _routes_of(lm, form, device):
+    "Measured for a model that does not fit into a processor's caches"
+    size = n_parameters(lm.config) * {"bfloat16": 2, "int8": 1}.get(form, 4)
+    return routes(size > 2**26) if form and torch.device(device).type == "cpu" else Routes()
 
 # %% ../../nbs/engine/linear.ipynb #02ef6d70
 @torch.no_grad()
@@ -147,14 +179,15 @@ def fill_lm(
 ) -> AudioLM: # the same
     "Fill a model tensor by tensor, each converted to the model's form before the next is asked for"
     form, missing = precision(lm), {name: p.shape for name, p in lm.named_parameters()}
-    kind = torch.float32 if form in (None, "float32") else torch.bfloat16
+    found = _routes_of(lm, form, device)
+    kind = _kind(form, found)
     for name, value in tensors:
         if missing.pop(name, None) != value.shape:
             raise ValueError(f"this language model has no place for {name!r} of shape {list(value.shape)}")
         owner, _, leaf = name.rpartition(".")
         module = lm.get_submodule(owner)
         if form and isinstance(module, RowLinear) and leaf == "weight":
-            module.set_weight(value.to(device), form)
+            module.set_weight(value.to(device), form, found)
         else:
             setattr(module, leaf, nn.Parameter(value.to(device, kind, copy=True), requires_grad=form is None))
     if missing:

@@ -12,6 +12,7 @@ import torch
 
 from ..codec.seanet import CodecConfig
 from ..codec.vq import Codec, check_weights
+from ..engine.budget import shapes_only
 
 # %% ../../nbs/peers/audiocraft_codec.ipynb #a04a859e
 _BOOK = {"embed": "entries", "cluster_size": "count", "embed_avg": "total"}
@@ -35,7 +36,7 @@ def codec_from_audiocraft(
 ) -> Codec: # in evaluation mode
     "A codec with AudioCraft's weights"
     weights = {_our_name(name): tensor.float() for name, tensor in state.items() if not name.endswith(_FLAG)}
-    with torch.device("meta"):  # shapes only: no time spent on initial weights
+    with shapes_only():
         codec = Codec(config)
     check_weights(codec, weights)
     codec.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, assign=True)
