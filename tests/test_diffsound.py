@@ -1,13 +1,17 @@
 """DiffSound in miniature: the process against Bayes' rule, the sampler, the loss, the mel codes, the refusals."""
 import itertools
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from audiogen_nb.hub import POCKET
+from audiogen_nb.lab.gallery import read_sounds
+from audiogen_nb.lab.trial import seed_interval
 from audiogen_nb.lm.streams import get_pattern
 from audiogen_nb.lm.transformer import AudioLM, LMConfig
 from audiogen_nb.peers.diffsound import (
@@ -16,10 +20,13 @@ from audiogen_nb.peers.diffsound import (
 from audiogen_nb.peers.mel_codes import (
     MelCodec, MelConfig, MelVocoder, MelVQVAE, as_grid, fit_mel_vae, fit_vocoder, griffin_lim, mel_magnitudes, mel_picture, mel_vae_loss,
     time_first)
+from audiogen_nb.sound import level_db, load_audio
 from audiogen_nb.text.hf import load_text_encoder
 from audiogen_nb.train.lm import LMTraining
 from audiogen_nb.train.tokens import TokenCache
 
+NBS = Path(__file__).resolve().parent.parent / "nbs"
+RACE = json.loads((NBS / "peers" / "diffsound_race.json").read_text("utf-8"))
 SMALL = MelConfig(n_fft=256, hop=64, n_mels=16, widths=(8, 8), strides=((2, 2), (2, 1)), dimension=8, card=16)
 
 
@@ -340,6 +347,63 @@ def test_trainings_of_the_parts_and_a_codec_that_others_can_use(tmp_path, encode
         assert torch.equal(codec.decode(codes)[2:3], codec.decode(codes[2:3]))
     lm = AudioLM(LMConfig(codec.n_q, codec.card, 16, 1, 2, 72, "flatten", max_frames=8))
     assert lm.generate(*encoder(["rain"]), 8, seeds=[0]).shape == codes[:1].shape
+
+
+def test_the_codebook_starts_after_the_plain_steps(tmp_path):
+    pictures = torch.rand(8, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+    def fresh(name, n_steps, **settings):
+        torch.manual_seed(0)
+        vae = MelVQVAE(SMALL)
+        return vae, vae.quantizer.codebooks[0].entries.clone(), fit_mel_vae(vae, pictures, n_steps, tmp_path / name, 4, progress=False, **settings)
+    vae, before, log = fresh("plain", 6, plain_steps=6)
+    assert torch.equal(vae.quantizer.codebooks[0].entries, before) and all(row["commitment"] == 0 for row in log)
+    vae, before, log = fresh("quarter", 8)
+    assert [row["commitment"] > 0 for row in log] == [False] * 2 + [True] * 6
+    assert not torch.equal(vae.quantizer.codebooks[0].entries, before)
+    assert all(row["commitment"] > 0 for row in fresh("at once", 2, plain_steps=0)[2])
+    with pytest.raises(ValueError, match="plain_steps"):
+        fresh("negative", 2, plain_steps=-1)
+
+
+# The race
+
+def test_the_race_gave_every_system_the_same_time_and_every_one_learned():
+    wanted, chance = RACE["settings"]["minutes"], 1 / 8
+    for name, rows in RACE["runs"].items():
+        assert len(rows) == len(RACE["settings"]["seeds"]) >= 3
+        assert all(0.75 * wanted < row["minutes"] < 1.35 * wanted for row in rows), name
+        mean, half = seed_interval([row["adherence"] for row in rows])
+        assert mean - half > chance, f"{name} is not above chance"
+        frequencies = RACE["unigram"]["waveform" if name.startswith("AudioGen") else "mel"]
+        assert all(row["nats"] < frequencies for row in rows), f"{name} knows no more than frequencies"
+    assert RACE["codec"]["perplexity"] > 100
+
+
+def test_the_sounds_of_the_race():
+    folder = NBS / "sounds" / "race"
+    rows = {row.file: row for row in read_sounds(folder)}
+    assert set(rows) == {path.name for path in folder.glob("*.ogg")} and len(rows) == 15
+    page = (NBS / "peers" / "diffsound_race.ipynb").read_text("utf-8")
+    for name, row in rows.items():
+        audio, rate = load_audio(folder / name)
+        assert (row.what, row.seed, rate) == ("race", 0, 16_000) and f"../sounds/race/{name}" in page
+        assert audio.shape[-1] / rate == pytest.approx(row.seconds, abs=0.01) and (folder / name).stat().st_size < 30_000
+        assert audio.abs().max() < 1 and level_db(audio) > -45
+    assert len({row.text for row in rows.values()}) == 5 and {row.source for row in rows.values()} <= {
+        name.removesuffix(", 25 calls") for name in RACE["runs"]}
+
+
+def test_chapter_18_says_what_the_race_says():
+    a, b = (RACE["runs"][name] for name in ("AudioGen, waveform", "diffusion, mel, 25 calls"))
+    sides = set()
+    for key in ("fad", "kl"):
+        mean, half = seed_interval([y[key] - x[key] for x, y in zip(a, b)])
+        sides.add("holds here" if mean > half else "fails here" if mean < -half else "undecided here")
+    verdict = sides.pop() if len(sides) == 1 else "undecided here"
+    cells = json.loads((NBS / "18_paper_on_trial.ipynb").read_text("utf-8"))["cells"]
+    line = next(line for c in cells for line in "".join(c["source"]).splitlines() if line.startswith("| `diffsound`"))
+    assert f"**{verdict}**" in line
 
 
 # Refusals

@@ -119,7 +119,7 @@ class MelVQVAE(nn.Module):
         self.encoder = nn.Sequential(*down, nn.Conv2d(width, c.dimension, 1))
         self.decoder = nn.Sequential(nn.Conv2d(c.dimension, width, 3, padding=1), *up,
                                      nn.SiLU(), nn.Conv2d(8, 1, 3, padding=1))
-        self.quantizer = ResidualQuantizer(c.dimension, 1, c.card)
+        self.quantizer = ResidualQuantizer(c.dimension, 1, c.card, decay=0.95)    # latents move fast here
 
     def latent(self, picture: torch.Tensor) -> torch.Tensor: # (B, n_mels, frames) -> (B, D, columns * rows)
         "What the codebook is given, in time-first order"
@@ -283,17 +283,22 @@ def fit_mel_vae(
     folder: str | os.PathLike, # of the run
     batch_size: int = 16,
     seed: int = 0,
+    plain_steps: int | None = None, # steps without codes; None: the first quarter
     **settings, # of `fit_module`
 ) -> list[dict[str, float]]: # the log
-    "Train a VQ-VAE on mel pictures; its codebook starts from the latents of some of them"
-    if not (vae.quantizer.codebooks[0].count != 1).any():              # not begun yet
-        g = step_generator(seed, -1)
-        with torch.no_grad():
-            vae.quantizer.start_from(vae.latent(some_of(pictures, 64, g)).transpose(1, 2).flatten(0, 1), g)
+    "Train a VQ-VAE on mel pictures: without codes first, then its codebook starts from trained latents"
+    plain_steps = n_steps // 4 if plain_steps is None else whole_number(plain_steps, "plain_steps", 0)
 
     def losses(n):
         g = step_generator(seed, n)
-        return mel_vae_loss(vae, some_of(pictures, batch_size, g), g)
+        picture = some_of(pictures, batch_size, g)
+        if n < plain_steps:
+            l1 = (picture - vae.paint(vae.latent(picture))).abs().mean()
+            return {"loss": l1, "l1": l1, "commitment": torch.zeros(())}
+        if n == plain_steps:                             # a state of the checkpoints from here on
+            with torch.no_grad():
+                vae.quantizer.start_from(vae.latent(some_of(pictures, 64, g)).transpose(1, 2).flatten(0, 1), g)
+        return mel_vae_loss(vae, picture, g)
     return fit_module(vae, losses, n_steps, folder, **settings)
 
 def fit_vocoder(
