@@ -297,7 +297,8 @@ def fit_mel_vae(
             return {"loss": l1, "l1": l1, "commitment": torch.zeros(())}
         if n == plain_steps:                             # a state of the checkpoints from here on
             with torch.no_grad():
-                vae.quantizer.start_from(vae.latent(some_of(pictures, 64, g)).transpose(1, 2).flatten(0, 1), g)
+                latents = vae.latent(some_of(pictures, 64, g))
+                vae.quantizer.start_from(latents.transpose(1, 2).flatten(0, 1), g)
         return mel_vae_loss(vae, picture, g)
     return fit_module(vae, losses, n_steps, folder, **settings)
 
