@@ -133,7 +133,7 @@ def elu(
     x: torch.Tensor,
     in_place: bool = False,
 ) -> torch.Tensor: # x where x > 0, e^x - 1 elsewhere
-    "ELU; in float32 on a CPU by the fast exponential, with an absolute error of 1e-7 where PyTorch's is smaller"
+    "ELU; in float32 on a CPU by the fast exponential, with an absolute error of 1e-7"
     if x.dtype != torch.float32 or x.device.type != "cpu":
         return F.elu_(x) if in_place else F.elu(x)
     low = x.clamp(max=0).exp_().sub_(1)                   # 0 where x > 0; never below x, as e^x >= 1 + x

@@ -109,8 +109,8 @@ def attend(
     if torch.is_grad_enabled() or q.device.type != "cpu" or q.dtype != torch.float32:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)               # Q K^T / sqrt(d)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask     # + M
+    if mask is not None:                                                    # + M
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     return scores.softmax(-1) @ v
 
 # %% ../../nbs/13_transformer.ipynb #bfa8ad26

@@ -276,6 +276,7 @@ def some_of(
     "Items drawn with repetition"
     return items[torch.randint(len(items), (batch_size,), generator=generator)]
 
+# %% ../../nbs/peers/mel_codes.ipynb #c57950cf
 def fit_mel_vae(
     vae: MelVQVAE, # trained in place
     pictures: torch.Tensor, # (N, n_mels, frames)
