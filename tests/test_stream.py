@@ -430,11 +430,19 @@ def test_ctrl_c_ends_the_run_and_its_workers(minute):
                            start_new_session=True)
     try:
         workers = [int(pid) for pid in run.stdout.readline().split()]
-        os.killpg(run.pid, signal.SIGINT)                           # as a terminal does: to all of them
-        _, said = run.communicate(timeout=120)                      # a loaded machine is slow, not stuck
+        for _ in range(4):                                          # Python loses an interrupt that falls into a destructor
+            os.killpg(run.pid, signal.SIGINT)                       # as a terminal does: to all of them
+            try:
+                _, said = run.communicate(timeout=40)               # a loaded machine is slow, not stuck
+                break
+            except subprocess.TimeoutExpired:
+                continue
+        else:
+            pytest.fail("four interrupts did not end the run")
     finally:
         run.kill()
-    assert len(workers) == 2 and said.count("Traceback") == 1 and said.strip().endswith("KeyboardInterrupt"), said
+    tracebacks = said.count("Traceback") - said.count("Exception ignored")
+    assert len(workers) == 2 and tracebacks == 1 and said.strip().endswith("KeyboardInterrupt"), said
     deadline = time.monotonic() + 10
     while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
