@@ -441,8 +441,8 @@ def test_ctrl_c_ends_the_run_and_its_workers(minute):
             pytest.fail("four interrupts did not end the run")
     finally:
         run.kill()
-    tracebacks = said.count("Traceback") - said.count("Exception ignored")
-    assert len(workers) == 2 and tracebacks == 1 and said.strip().endswith("KeyboardInterrupt"), said
+    # one for the run, none for its workers (a worker that was handing over data may say that its pipe broke)
+    assert len(workers) == 2 and said.splitlines().count("KeyboardInterrupt") == 1, said
     deadline = time.monotonic() + 10
     while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
