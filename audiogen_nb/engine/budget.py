@@ -151,7 +151,7 @@ class _NoFirstWeights(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if getattr(func, "__module__", None) == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
-        if func in (torch.Tensor.div_, torch._weight_norm):       # the scale of first weights, of all
+        if func in (torch.Tensor.div_, torch._weight_norm):       # scales of weights: one shape
             return args[0]
         if func is torch.norm_except_dim:
             weight, _, dim = args

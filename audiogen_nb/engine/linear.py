@@ -93,7 +93,7 @@ def _pack(self: RowLinear, weight: torch.Tensor) -> None:
         weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 16)
     if self.held is not None:                                 # no memory but for one number
         kind = torch.float16 if self.scale is None else torch.int8
-        weight = torch.zeros((), dtype=kind).expand(weight.shape)
+        weight = weight.new_zeros((), dtype=kind).expand(weight.shape)
     self.weight = nn.Parameter(weight, requires_grad=False)
 
 @patch

@@ -12,11 +12,13 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
+
+from .surroundings import own_surroundings
 
 # %% ../../nbs/engine/products.ipynb #ab445a7c
 def padded_rows(
@@ -50,7 +52,7 @@ class DigitWeight(NamedTuple):
         scale = scale.double() / 32639
         offset = weight.sum(1).double() * scale * (-32768 / 257)                                # b_j
         return cls(torch.ops.onednn.qlinear_prepack(weight.contiguous(), None), scale.float(), offset.float(),
-                   torch.zeros(len(weight), dtype=torch.int64))
+                   torch.zeros_like(offset, dtype=torch.int64))
 
     def dense(self) -> torch.Tensor: # (out, in) int8
         "The integers as they were"
@@ -89,25 +91,25 @@ def rounded_product(
 @cache
 def digits_are_exact() -> bool:
     "Does the integer product hold for the largest numbers? Processors that add in sixteen bits cut it off"
-    weight = torch.full((32, 256), 127, dtype=torch.int8)
-    digits = torch.full((4, 256), 255, dtype=torch.uint8)
-    weight[1::2] = -127
-    try:
-        y = 32639 * DigitWeight.of(weight, torch.ones(32)).times(digits)
-    except (RuntimeError, AttributeError):               # a PyTorch without oneDNN's integer product
-        return False
-    return torch.allclose(y, digits.float() @ weight.float().T)
+    with own_surroundings(torch.device("cpu")):
+        weight = torch.full((32, 256), 127, dtype=torch.int8)
+        digits = torch.full((4, 256), 255, dtype=torch.uint8)
+        weight[1::2] = -127
+        try:
+            y = 32639 * DigitWeight.of(weight, torch.ones(32)).times(digits)
+        except (RuntimeError, AttributeError):           # a PyTorch without oneDNN's integer product
+            return False
+        return torch.allclose(y, digits.float() @ weight.float().T)
 
 # %% ../../nbs/engine/products.ipynb #096a3ea7
 class HalfWeight(NamedTuple):
     "A matrix of float16 weights, as `half_product` takes it"
     packed: object                   # FBGEMM's
-    n_out: int
 
     @classmethod
     def of(cls, weight: torch.Tensor) -> "HalfWeight": # (out, in), any floating type
         "Pack a matrix; what float16 cannot hold becomes its largest number"
-        return cls(torch.ops.quantized.linear_prepack_fp16(weight.float().contiguous(), None), len(weight))
+        return cls(torch.ops.quantized.linear_prepack_fp16(weight.float().contiguous(), None))
 
     def dense(self) -> torch.Tensor: # (out, in) float32
         "The weights as they are multiplied"
@@ -127,13 +129,14 @@ def halves_are_exact() -> bool:
     "Does a row have the same result in every batch of up to 64?"
     if torch.backends.quantized.engine not in ("fbgemm", "x86"):
         return False
-    x = torch.sin(torch.arange(66 * 256.0)).view(66, 256)
-    try:
-        weight = HalfWeight.of(torch.cos(torch.arange(96 * 256.0)).view(96, 256))
-        whole = half_product(x, weight)
-        return all(torch.equal(half_product(x[:n], weight), whole[:n]) for n in range(1, 65))
-    except RuntimeError:                                 # a PyTorch without FBGEMM
-        return False
+    with own_surroundings(torch.device("cpu")):
+        x = torch.arange(66 * 256).sin().float().view(66, 256)
+        try:
+            weight = HalfWeight.of(torch.arange(96 * 256).cos().view(96, 256))
+            whole = half_product(x, weight)
+            return all(torch.equal(half_product(x[:n], weight), whole[:n]) for n in range(1, 65))
+        except RuntimeError:                             # a PyTorch without FBGEMM
+            return False
 
 # %% ../../nbs/engine/products.ipynb #fc576766
 @dataclass(frozen=True)
@@ -160,54 +163,55 @@ class Routes:
 # %% ../../nbs/engine/products.ipynb #8ec999ff
 def seconds_each(
     runs: dict[str, Callable[[], object]], # name -> what to time
-    n: int = 5, # times
+    n: int = 5, # times, after one that warms up
+    clock: Callable[[], float] = time.perf_counter, # seconds
 ) -> dict[str, float]: # name -> median seconds
     "Time several things in turn, so that all of them share a machine's better and worse moments"
     times = {name: [] for name in runs}
     for _ in range(n + 1):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = clock()
             run()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock() - start)
     return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 # %% ../../nbs/engine/products.ipynb #86025b55
-def _rows_and_halves(weight, x, n_copies):
-    "The least rows for oneDNN, and whether float16 is faster (one item, and a quarter of a batch of eight)"
-    pack = lambda w: torch.ops.mkldnn._reorder_linear_weight(w, 16)
-    whole = [pack(weight / (127 + n)) for n in range(n_copies)]
-    every = lambda least: lambda: [packed_product(x[:2], w, least=least) for w in whole]
+def _rows(weight, x, n_copies):
+    "The least rows for oneDNN: four, if that is faster"
+    many = [torch.ops.mkldnn._reorder_linear_weight(weight / (127 + n), 16) for n in range(n_copies)]
+    every = lambda least: lambda: [packed_product(x[:2], w, least=least) for w in many]
     taken = seconds_each({n: every(n) for n in (2, 4)})
-    rows = 4 if taken[4] < 0.95 * taken[2] else 2
-    if not halves_are_exact():
-        return rows, False
-    few, many, half = x[:2].bfloat16(), x.bfloat16(), HalfWeight.of(weight / 127)
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        packed = pack((weight / 127).bfloat16())
-        plain = lambda x: packed_product(x, packed, least=rows)
-    else:
-        plain = partial(F.linear, weight=(weight / 127).bfloat16())
-    taken = seconds_each({"plain": lambda: plain(few), "half": lambda: half_product(x[:2], half),
-                          "plain, many": lambda: plain(many), "half, many": lambda: half_product(x, half)})
-    return rows, taken["half"] + taken["half, many"] / 4 < 0.9 * (taken["plain"] + taken["plain, many"] / 4)
+    return 4 if taken[4] < 0.95 * taken[2] else 2
 
-@torch.no_grad()
+def _digits(weight, x):
+    "Whether inputs become digits: where their product is exact, and not a mere fallback, a hundred times slower"
+    if not digits_are_exact():
+        return False
+    weight, scale = weight.to(torch.int8), torch.full((len(weight),), 1 / 128, dtype=torch.float32)
+    held, rounded = DigitWeight.of(weight, scale), scale.bfloat16()
+    taken = seconds_each({"digits": lambda: digits_product(x[:8], held),
+                          "bfloat16": lambda: rounded_product(x[:8], weight, rounded)})
+    return taken["digits"] < 3 * taken["bfloat16"]
+
+def _halves(weight, x):
+    "Whether 16-bit weights are float16: where nothing multiplies bfloat16 and FBGEMM keeps rows apart"
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported() or not halves_are_exact():
+        return False
+    half, plain, rounded = HalfWeight.of(weight / 127), (weight / 127).bfloat16(), x.bfloat16()
+    taken = seconds_each({"half": lambda: half_product(x, half), "plain": lambda: F.linear(rounded, plain)})
+    return taken["half"] < taken["plain"]
+
+# %% ../../nbs/engine/products.ipynb #5ceab50b
 def measure_routes(
     n_out: int = 4096, # size of the matrices
     n_in: int = 1024,
     n_copies: int = 6, # so many that they come from the memory
 ) -> Routes:
-    "The faster routes on this processor, at the present number of threads"
-    weight = torch.arange(n_out * n_in).mul_(7919).remainder_(255).sub_(127).view(n_out, n_in)
-    x = torch.arange(16 * n_in).mul_(31).remainder_(17).sub_(8).view(16, n_in) / 8
-    rows, halves = _rows_and_halves(weight, x, n_copies)
-    if not digits_are_exact():
-        return Routes(rows, False, halves)
-    weight, scale = weight.to(torch.int8), torch.full((n_out,), 1 / 128)
-    held, rounded = DigitWeight.of(weight, scale), scale.bfloat16()
-    taken = seconds_each({"digits": lambda: digits_product(x[:8], held),
-                          "bfloat16": lambda: rounded_product(x[:8], weight, rounded)})
-    return Routes(rows, taken["digits"] < taken["bfloat16"], halves)
+    "The routes for this processor, at the present number of threads"
+    with own_surroundings(torch.device("cpu")):
+        weight = torch.arange(n_out * n_in).mul_(7919).remainder_(255).sub_(127).view(n_out, n_in).float()
+        x = torch.arange(16 * n_in).mul_(31).remainder_(17).sub_(8).view(16, n_in).float() / 8
+        return Routes(_rows(weight, x, n_copies), _digits(weight, x), _halves(weight, x))
 
 # %% ../../nbs/engine/products.ipynb #7b19097d
 @cache

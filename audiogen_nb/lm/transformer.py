@@ -108,9 +108,14 @@ def attend(
     "Attention; without gradients on a CPU, an item's result does not depend on its place in the batch"
     if torch.is_grad_enabled() or q.device.type != "cpu" or q.dtype != torch.float32:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)               # Q K^T / sqrt(d)
-    if mask is not None:                                                    # + M
-        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    if mask is not None:
+        mask = mask[(None,) * (4 - mask.dim())].expand(len(q), -1, -1, -1)                 # one for each item
+    if q.shape[2] > 1:
+        items = ([part[i : i + 1] for part in (q, k, v, mask) if part is not None] for i in range(len(q)))
+        return torch.cat([F.scaled_dot_product_attention(*item) for item in items])
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)                               # Q K^T / sqrt(d)
+    if mask is not None:                                                                   # + M
+        scores = scores + mask if mask.is_floating_point() else scores.masked_fill(~mask, -torch.inf)
     return scores.softmax(-1) @ v
 
 # %% ../../nbs/13_transformer.ipynb #bfa8ad26

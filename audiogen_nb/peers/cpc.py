@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FeatureExtractor', 'whole_frames', 'LogMelFeatures', 'MFCCFeatures', 'CodecLatents', 'info_nce', 'first_wins',
-           'CPCConfig', 'FrameEncoder', 'CPC', 'other_frames', 'cpc_scores', 'cpc_loss', 'fit_cpc', 'CPCFeatures',
-           'pooled', 'LinearProbe', 'ProbeWorld', 'toy_world', 'recorded_world']
+           'FrameGeometry', 'CPCConfig', 'FrameEncoder', 'CPC', 'other_frames', 'cpc_scores', 'cpc_loss', 'fit_cpc',
+           'CPCFeatures', 'pooled', 'LinearProbe', 'ProbeWorld', 'toy_world', 'recorded_world']
 
 # %% ../../nbs/peers/cpc.ipynb #5bc513e5
 import copy
@@ -125,18 +125,15 @@ def first_wins(
 
 # %% ../../nbs/peers/cpc.ipynb #45a052a2
 @dataclass(frozen=True)
-class CPCConfig:
-    "Geometry of a CPC model"
+class FrameGeometry:
+    "Strided convolutions that turn samples into frames"
     sample_rate: int = 16_000                     # Hz
     strides: tuple[int, ...] = (5, 4, 4, 4)       # of the convolutions; their product is the hop
     kernels: tuple[int, ...] = (10, 8, 8, 8)      # samples or steps that each of them sees
-    widths: tuple[int, ...] = (16, 32, 64, 64)    # channels after each; the last is the size of z_t
-    context: int = 64                             # size of c_t
-    n_steps: int = 6                              # K, frames ahead that are predicted
-    n_candidates: int = 32                        # N: the true frame and N - 1 others
-    negatives: str = "batch"                      # the others come from the "clip" or from the whole "batch"
+    widths: tuple[int, ...] = (16, 32, 64, 64)    # channels after each
 
     def __post_init__(self):
+        object.__setattr__(self, "sample_rate", whole_number(self.sample_rate, "sample_rate", 1, 2**20))
         for name in ("strides", "kernels", "widths"):                             # JSON gives lists
             values = tuple(whole_number(v, name, 1, 4096) for v in getattr(self, name))
             object.__setattr__(self, name, values)
@@ -146,17 +143,30 @@ class CPCConfig:
         if any(kernel < stride for kernel, stride in zip(self.kernels, self.strides)):
             raise ValueError("no kernel may be shorter than its stride, for samples would be skipped; "
                              f"got kernels {self.kernels} and strides {self.strides}")
-        for name, least in dict(sample_rate=1, context=1, n_steps=1, n_candidates=2).items():
+
+    @property
+    def hop_length(self) -> int: return math.prod(self.strides)                   # samples
+    @property
+    def frame_rate(self) -> float: return self.sample_rate / self.hop_length      # frames/s
+
+# %% ../../nbs/peers/cpc.ipynb #87631a2e
+@dataclass(frozen=True)
+class CPCConfig(FrameGeometry):
+    "Geometry of a CPC model; the last of `widths` is the size of z_t"
+    context: int = 64                             # size of c_t
+    n_steps: int = 6                              # K, frames ahead that are predicted
+    n_candidates: int = 32                        # N: the true frame and N - 1 others
+    negatives: str = "batch"                      # the others come from the "clip" or from the whole "batch"
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, least in dict(context=1, n_steps=1, n_candidates=2).items():
             object.__setattr__(self, name, whole_number(getattr(self, name), name, least, 2**20))
         if self.negatives not in ("clip", "batch"):
             raise ValueError(f'negatives must be "clip" or "batch", got {self.negatives!r}')
 
     @property
     def dim(self) -> int: return self.widths[-1]                                  # of z_t
-    @property
-    def hop_length(self) -> int: return math.prod(self.strides)                   # samples
-    @property
-    def frame_rate(self) -> float: return self.sample_rate / self.hop_length      # frames/s
 
 # %% ../../nbs/peers/cpc.ipynb #7ca1679b
 class FrameEncoder(nn.Sequential):

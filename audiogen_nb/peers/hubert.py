@@ -8,7 +8,6 @@ __all__ = ['FeatureClusters', 'features_of', 'mask_spans', 'HuBERTConfig', 'HuBE
 
 # %% ../../nbs/peers/hubert.ipynb #70545316
 import copy
-import math
 import os
 from dataclasses import dataclass
 
@@ -19,7 +18,7 @@ from torch.nn import functional as F
 from ..arguments import real_number, whole_number
 from ..codec.codebook import kmeans, nearest_codes
 from ..engine.surroundings import leaves_no_trace
-from .cpc import FeatureExtractor, FrameEncoder, whole_frames
+from .cpc import FeatureExtractor, FrameEncoder, FrameGeometry, whole_frames
 from .mel_codes import fit_module, some_of
 from ..sampling.request import step_generator
 
@@ -74,12 +73,8 @@ def mask_spans(
 
 # %% ../../nbs/peers/hubert.ipynb #f554dd30
 @dataclass(frozen=True)
-class HuBERTConfig:
+class HuBERTConfig(FrameGeometry):
     "Geometry of a HuBERT model"
-    sample_rate: int = 16_000                     # Hz
-    strides: tuple[int, ...] = (5, 4, 4, 4)       # of the convolutions; their product is the hop
-    kernels: tuple[int, ...] = (10, 8, 8, 8)      # samples or steps that each of them sees
-    widths: tuple[int, ...] = (16, 32, 64, 64)    # channels after each
     dim: int = 64                                 # D of the Transformer
     n_layers: int = 4
     n_heads: int = 4
@@ -91,14 +86,8 @@ class HuBERTConfig:
     mask_length: int = 10                         # frames of a span
 
     def __post_init__(self):
-        for name in ("strides", "kernels", "widths"):                             # JSON gives lists
-            values = tuple(whole_number(v, name, 1, 4096) for v in getattr(self, name))
-            object.__setattr__(self, name, values)
-        if not len(self.strides) == len(self.kernels) == len(self.widths) > 0:
-            raise ValueError("strides, kernels and widths must have one value for each convolution, "
-                             f"got {len(self.strides)}, {len(self.kernels)} and {len(self.widths)}")
-        for name in ("sample_rate", "dim", "n_layers", "n_heads", "position_kernel", "final_dim",
-                     "mask_length"):
+        super().__post_init__()
+        for name in ("dim", "n_layers", "n_heads", "position_kernel", "final_dim", "mask_length"):
             object.__setattr__(self, name, whole_number(getattr(self, name), name, 1, 2**20))
         object.__setattr__(self, "n_units", whole_number(self.n_units, "n_units", 2, 2**16))
         if self.dim % self.n_heads or self.position_kernel % 2 == 0:
@@ -107,11 +96,6 @@ class HuBERTConfig:
         if real_number(self.temperature, "temperature", 0) == 0 or not 0 < self.mask_probability <= 1:
             raise ValueError("temperature must be above 0 and mask_probability above 0 and at most 1, got "
                              f"{self.temperature} and {self.mask_probability}")
-
-    @property
-    def hop_length(self) -> int: return math.prod(self.strides)                   # samples
-    @property
-    def frame_rate(self) -> float: return self.sample_rate / self.hop_length      # frames/s
 
 # %% ../../nbs/peers/hubert.ipynb #97186c67
 class HuBERT(nn.Module):
