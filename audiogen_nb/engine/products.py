@@ -180,8 +180,8 @@ def _rows(weight, x, n_copies):
     "The least rows for oneDNN: four, if that is faster"
     many = [torch.ops.mkldnn._reorder_linear_weight(weight / (127 + n), 16) for n in range(n_copies)]
     every = lambda least: lambda: [packed_product(x[:2], w, least=least) for w in many]
-    taken = seconds_each({n: every(n) for n in (2, 4)})
-    return 4 if taken[4] < 0.95 * taken[2] else 2
+    taken = seconds_each({n: every(n) for n in (2, 4)}, 3)
+    return min(taken, key=taken.get)
 
 def _digits(weight, x):
     "Whether inputs become digits: where their product is exact, and not a mere fallback, a hundred times slower"
@@ -205,7 +205,7 @@ def _halves(weight, x):
 def measure_routes(
     n_out: int = 4096, # size of the matrices
     n_in: int = 1024,
-    n_copies: int = 6, # so many that they come from the memory
+    n_copies: int = 12, # 200 MB, more than a cache holds: from a cache, other routes would be faster
 ) -> Routes:
     "The routes for this processor, at the present number of threads"
     with own_surroundings(torch.device("cpu")):
