@@ -184,7 +184,7 @@ def _rows(weight, x, n_copies):
     return min(taken, key=taken.get)
 
 def _digits(weight, x):
-    "Whether inputs become digits: where their product is exact, and not a mere fallback, a hundred times slower"
+    "Whether inputs become digits: where their product is exact, and no fallback a hundred times slower"
     if not digits_are_exact():
         return False
     weight, scale = weight.to(torch.int8), torch.full((len(weight),), 1 / 128, dtype=torch.float32)
