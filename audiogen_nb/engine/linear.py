@@ -53,14 +53,14 @@ class RowLinear(nn.Linear):
             y = rounded_product(rows, self.weight, self.scale)
         return y.view(*x.shape[:-1], self.out_features)
 
-    def set_weight(self, weight: torch.Tensor, form: str, routes: Routes = Routes()) -> None:
-        "Hold `weight` (out, in) in float32, bfloat16 or int8, to be multiplied by these routes"
-        weight, self.form, self.routes = weight.detach(), form, routes
+    def set_weight(self, weight: torch.Tensor, form: str) -> None:
+        "Hold `weight` (out, in) in float32, bfloat16 or int8, as its routes multiply it"
+        weight, self.form = weight.detach(), form
         if form == "int8" and self.bias is None:
             self.scale = (weight.float().abs().amax(1) / 127).clamp_min(1e-12).bfloat16()
             weight = (weight / self.scale.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8)
         else:
-            weight = weight.to(_kind(form, routes))
+            weight = weight.to(_kind(form, self.routes))
         self._pack(weight)
 
     def dense(self) -> torch.Tensor: # (out, in)
@@ -148,6 +148,17 @@ def precision(
     "The form that a model was made ready for generation in"
     return next((m.form for m in lm.modules() if isinstance(m, RowLinear)), None)
 
+# %% ../../nbs/engine/linear.ipynb #a6aa82fe
+def _announce(lm, form, device):
+    "Tell every layer the form that its weight will take, and how it is multiplied: measured for a large model"
+    size = n_parameters(lm.config) * {"bfloat16": 2, "int8": 1}.get(form, 4)
+    on_cpu = torch.device(device).type == "cpu"
+    found = routes(size > 2**26) if form and on_cpu else Routes()          # 64 MB: more than most caches
+    for module in use_row_linear(lm).modules():
+        if isinstance(module, RowLinear):
+            module.form, module.routes = form, found
+    return lm
+
 # %% ../../nbs/engine/linear.ipynb #2a5af869
 def empty_lm(
     config: LMConfig,
@@ -158,17 +169,8 @@ def empty_lm(
     form = None if dtype is None else str(dtype).removeprefix("torch.")
     check_memory(config, form or "float32", device)
     with shapes_only():
-        lm = use_row_linear(AudioLM(config))
-    for module in lm.modules():
-        if isinstance(module, RowLinear):
-            module.form = form
-    return lm.eval()
-
-# %% ../../nbs/engine/linear.ipynb #a6aa82fe
-def _routes_of(lm, form, device):
-    "Measured for a model that does not fit into a processor's caches"
-    size = n_parameters(lm.config) * {"bfloat16": 2, "int8": 1}.get(form, 4)
-    return routes(size > 2**26) if form and torch.device(device).type == "cpu" else Routes()
+        lm = AudioLM(config)
+    return _announce(lm, form, device).eval()
 
 # %% ../../nbs/engine/linear.ipynb #02ef6d70
 @torch.no_grad()
@@ -179,15 +181,14 @@ def fill_lm(
 ) -> AudioLM: # the same
     "Fill a model tensor by tensor, each converted to the model's form before the next is asked for"
     form, missing = precision(lm), {name: p.shape for name, p in lm.named_parameters()}
-    found = _routes_of(lm, form, device)
-    kind = _kind(form, found)
+    kind = _kind(form, lm.heads.routes)
     for name, value in tensors:
         if missing.pop(name, None) != value.shape:
             raise ValueError(f"this language model has no place for {name!r} of shape {list(value.shape)}")
         owner, _, leaf = name.rpartition(".")
         module = lm.get_submodule(owner)
         if form and isinstance(module, RowLinear) and leaf == "weight":
-            module.set_weight(value.to(device), form, found)
+            module.set_weight(value.to(device), form)
         else:
             setattr(module, leaf, nn.Parameter(value.to(device, kind, copy=True), requires_grad=form is None))
     if missing:
@@ -204,9 +205,7 @@ def prepare(
     "Give all weights the form that generation reads fastest, one after the other"
     if dtype not in ("float32", "bfloat16", "int8"):
         raise ValueError(f"dtype must be 'float32', 'bfloat16' or 'int8', got {dtype!r}")
-    for module in use_row_linear(lm).modules():
-        if isinstance(module, RowLinear):
-            module.form = dtype
+    _announce(lm, dtype, lm.embed.weight.device)
     weights = (
         (
             f"{owner}.{leaf}",
