@@ -150,7 +150,7 @@ def precision(
 
 # %% ../../nbs/engine/linear.ipynb #a6aa82fe
 def _announce(lm, form, device):
-    "Tell every layer the form that its weight will take, and how it is multiplied: measured for a large model"
+    "Tell every layer the form that its weight will take, and how it is multiplied (measured if large)"
     size = n_parameters(lm.config) * {"bfloat16": 2, "int8": 1}.get(form, 4)
     on_cpu = torch.device(device).type == "cpu"
     found = routes(size > 2**26) if form and on_cpu else Routes()          # 64 MB: more than most caches
