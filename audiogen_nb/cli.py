@@ -335,7 +335,7 @@ def fit_codec_command(
     config: Annotated[Path, typer.Argument(help="JSON: codec, data, training; perhaps machine.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; call again to go on.")],
     start_from: Annotated[Path | None, typer.Option(
-        help="Folder of another run whose codec to begin with.")] = None,
+        help="What to begin with: the folder of another run, or a model, as pocket.")] = None,
     device: _device = None,
     precision: _precision = None,
     log_with: _log_with = None,

@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -33,8 +33,8 @@ from ..sound import fade, fit_length, save_audio
 from .acceleration import Alone, Machine, accelerated, tracking, update, wrapped
 from .codec_step import (
     Adversary, check_clips, rebuild, reconstruction_losses, start_codebooks)
-from .loop import SCHEDULES, load_checkpoint, locks_folder, run_steps, update_average
-from .parts import read_shape
+from .loop import SCHEDULES, locks_folder, run_steps, update_average
+from .parts import codec_origin, open_codec, read_shape
 from .runs import check_recipe, read_config, read_settings, record_recipe, training_clips
 from .tokens import clips_fingerprint
 
@@ -62,7 +62,9 @@ class CodecTraining:
     weight_commitment: float = 0.25
     discriminator: str = ""            # preset of `MSSTFTDiscriminator`; "" trains without an adversary
     start_discriminator: int = 0       # step in which it joins
+    start_codec: int = 0               # step in which the codec begins to learn; before, only discriminators do
     learning_rate_discriminator: float = 3e-4
+    schedule_discriminator: str = ""   # as `schedule`, from the step in which it joins; "" follows the codec's
     one_level: bool = True             # discriminators hear each pair at an RMS of 1; False: as it comes
     weight_adversarial: float = 4.0
     adversarial_form: str = "audiocraft"  # of `generator_loss`: mean of -D; or "paper": mean of max(0, 1 - D)
@@ -91,6 +93,12 @@ def _check_training(s):
     if s.schedule not in SCHEDULES or s.discriminator not in ("", *DISCRIMINATOR_PRESETS):
         raise ValueError(f"schedule must be one of {list(SCHEDULES)} and discriminator '' or one of "
                          f"{list(DISCRIMINATOR_PRESETS)}, got {s.schedule!r} and {s.discriminator!r}")
+    if s.schedule_discriminator not in ("", *SCHEDULES):
+        raise ValueError(f"schedule_discriminator must be '' or one of {list(SCHEDULES)}, "
+                         f"got {s.schedule_discriminator!r}")
+    if s.start_codec and not (s.discriminator and s.start_discriminator < s.start_codec < s.n_steps):
+        raise ValueError("start_codec gives discriminators a lead: it needs a discriminator, and a step "
+                         f"between start_discriminator and n_steps, got {s.start_codec}")
     if s.mel not in MEL_LOSSES or s.adversarial_form not in GENERATOR_FORMS:
         raise ValueError(f"mel must be one of {list(MEL_LOSSES)} and adversarial_form one of "
                          f"{list(GENERATOR_FORMS)}, "
@@ -221,14 +229,20 @@ def _figures(trainer, n, codes):
     told = (n + 1) % trainer.machine.log_every == 0
     return codebook_figures(trainer.codec, codes) if told and codes is not None else {}
 
+def _factor(schedule, s, n, start):
+    "Of a learning rate in step n, when the schedule begins in step `start`"
+    return SCHEDULES[schedule](n - start, s.n_steps - start, s.warmup) if n >= start else 0.0
+
 def _update(trainer, n, with_adversary):
     "Step the optimisers; the gradients' norms, and whether a step was left out"
     s, adversary = trainer.settings, trainer.adversary
-    factor = SCHEDULES[s.schedule](n, s.n_steps, s.warmup)
+    factor = _factor(s.schedule, s, n, s.start_codec)
     norm, skipped = update(trainer.accelerator, trainer.optimizer, list(trainer.learner.parameters()), s.clip,
                            s.learning_rate * factor)
     norms = {"gradient": norm, "skipped": skipped}
     if with_adversary:
+        own = s.schedule_discriminator
+        factor = _factor(own, s, n, s.start_discriminator) if own else factor
         norm, bad = update(Alone(), adversary.optimizer, list(adversary.model.parameters()), math.inf,
                            s.learning_rate_discriminator * factor)
         norms |= {"gradient_discriminator": norm, "skipped": torch.maximum(skipped, bad)}
@@ -384,7 +398,7 @@ def fit_codec_from_config(
     config_path: str | Path, # JSON: {"codec": preset, "data": {...}, "training": {...}}, perhaps "machine"
     folder: str | Path, # of the run; call again to resume
     progress: bool = True, # show a bar; in notebooks a live table and plot, too
-    start_from: str | Path | None = None, # folder of another run whose codec to begin with
+    start_from: str | Path | None = None, # what to begin with: folder of another run, or a model, as "pocket"
     machine: dict | None = None, # settings of `Machine` that go before those of the configuration
 ) -> Codec:
     "Train a codec as a configuration file says"
@@ -393,14 +407,31 @@ def fit_codec_from_config(
     machine = read_settings(Machine, {**config.pop("machine", {}), **(machine or {})}, "machine")
     if settings.freeze_encoder and start_from is None:
         raise ValueError("freeze_encoder trains the decoder of a finished codec: "
-                         "pass start_from (--start-from), its run's folder")
+                         "pass start_from (--start-from): its run's folder, or a model")
     torch.manual_seed(fold_seed(settings.seed))
     codec = Codec(read_shape(config["codec"], Codec, f"{config_path}, codec"))
-    if start_from is not None:
-        load_checkpoint(Path(start_from) / "checkpoint.pt", {"codec": codec})
+    origin = [] if start_from is None else _take_over(codec, start_from, settings)
     groups, held_out = training_clips(config["data"], codec.sample_rate)
     with processes():
         check_recipe(folder, config, ("codec",))
-        record_recipe(folder, config, start_from, clips_fingerprint([(1.0, group) for group in groups]))
+        record_recipe(folder, config, origin, clips_fingerprint([(1.0, group) for group in groups]))
         fit_codec(codec, groups, settings, folder, held_out, progress, machine)
     return codec
+
+# %% ../../nbs/engine/codec_training.ipynb #d5a1c004
+def _take_over(codec, start_from, s):
+    "Begin with another codec's weights, without its codebooks if they are of other sizes; its recipe"
+    other = open_codec(start_from)
+    sizes = {"n_q": codec.n_q, "card": codec.card}
+    if replace(other.config, **sizes) != codec.config:
+        raise ValueError(f"the codec of {start_from} is of another geometry than codec: it is {other.config}")
+    state = other.state_dict()
+    if other.config != codec.config:
+        if not s.warmup_quantizer:
+            raise ValueError(f"{start_from} has {other.n_q} codebooks of {other.card}: for others, "
+                             "set warmup_quantizer to 1, and k-means starts them")
+        state = {k: v for k, v in state.items() if not k.startswith("quantizer")} | {
+            k: v for k, v in codec.state_dict().items() if k.startswith("quantizer")}
+    codec.load_state_dict(state)
+    origin = codec_origin(start_from)
+    return origin if isinstance(origin, list) else [origin]

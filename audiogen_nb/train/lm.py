@@ -379,7 +379,7 @@ def fit_lm_from_config(
             load_checkpoint(Path(start_from) / "checkpoint.pt", {"lm": lm})
         tokens, held_out = _tokens(plan, folder, progress)
         made = {name: some.made_from for name, some in (("train", tokens), ("held_out", held_out))}
-        record_recipe(folder, plan.config, start_from, made)
+        record_recipe(folder, plan.config, read_recipe(start_from) if start_from else (), made)
         model = AudioGen(codec, lm, plan.text_encoder, plan.generation)
         sample = lambda n: _samples(model, folder, n)
         fit_lm(lm, tokens, plan.text_encoder, s, folder, held_out, sample, progress, plan.machine,

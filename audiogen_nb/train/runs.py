@@ -94,14 +94,14 @@ def check_recipe(
 def record_recipe(
     folder: str | os.PathLike, # of the run
     config: dict, # its configuration
-    start_from: str | os.PathLike | None = None, # folder of the run it starts from
+    before: Sequence[dict] = (), # the recipe of what it starts from
     made_from: dict | None = None, # fingerprint of its data
 ) -> None:
     "Write down what makes a run; a run that goes on with a changed configuration or changed data notes both"
     folder, config = Path(folder), config if made_from is None else {**config, "made_from": made_from}
     config = json.loads(json.dumps(config))                            # as it will be read
     started = (folder / "recipe.json").exists()
-    recipe = read_recipe(folder) if started else read_recipe(start_from) if start_from else []
+    recipe = read_recipe(folder) if started else before
     if rank() == 0 and not (started and recipe[-1] == config):
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder / "recipe.json") as path:
