@@ -380,18 +380,19 @@ def test_the_race_gave_every_system_the_same_time_and_every_one_learned():
     assert RACE["codec"]["perplexity"] > 100
 
 
-def test_the_sounds_of_the_race():
-    folder = NBS / "sounds" / "race"
+@pytest.mark.parametrize("name, page, n", [("race", "diffsound_race", 15), ("units", "units_race", 25)])
+def test_the_sounds_of_the_races(name, page, n):
+    folder, page = NBS / "sounds" / name, NBS / "peers" / page
     rows = {row.file: row for row in read_sounds(folder)}
-    assert set(rows) == {path.name for path in folder.glob("*.ogg")} and len(rows) == 15
-    page = (NBS / "peers" / "diffsound_race.ipynb").read_text("utf-8")
-    for name, row in rows.items():
-        audio, rate = load_audio(folder / name)
-        assert (row.what, row.seed, rate) == ("race", 0, 16_000) and f"../sounds/race/{name}" in page
-        assert audio.shape[-1] / rate == pytest.approx(row.seconds, abs=0.01) and (folder / name).stat().st_size < 30_000
+    assert set(rows) == {path.name for path in folder.glob("*.ogg")} and len(rows) == n
+    text, runs = page.with_suffix(".ipynb").read_text("utf-8"), json.loads(page.with_suffix(".json").read_text("utf-8"))["runs"]
+    for file, row in rows.items():
+        audio, rate = load_audio(folder / file)
+        assert (row.what, row.seed, rate) == ("race", 0, 16_000) and f"../sounds/{name}/{file}" in text
+        assert audio.shape[-1] / rate == pytest.approx(row.seconds, abs=0.01) and (folder / file).stat().st_size < 30_000
         assert audio.abs().max() < 1 and level_db(audio) > -45
-    assert len({row.text for row in rows.values()}) == 5 and {row.source for row in rows.values()} <= {
-        name.removesuffix(", 25 calls") for name in RACE["runs"]}
+    assert len({row.text for row in rows.values()}) == 5
+    assert {row.source for row in rows.values()} <= {system.removesuffix(", 25 calls") for system in runs}
 
 
 def test_chapter_18_says_what_the_race_says():
