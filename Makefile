@@ -16,7 +16,7 @@ LIBRARY  := $(shell find audiogen_nb -type f -not -name '*.pyc' 2>/dev/null)
 export PROMPT OUT
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test numeric fuzz kills docs figures sounds trial export clean-notebooks readme sync pocket clean
+.PHONY: help demo lab test numeric fuzz kills docs figures sounds trial codec-race export clean-notebooks readme sync pocket clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -54,6 +54,14 @@ trial: $(VENV)/.lab ## try the claims of the paper again (hours); results go to 
 	@$(BIN)/audiogen-nb fetch-judge && $(BIN)/audiogen-nb fetch-recordings
 	@$(BIN)/python -c "from audiogen_nb.lab.claims import full_trial; full_trial('$(RUNS)/trial', '$(RUNS)/trial.json')"
 	@cp $(RUNS)/trial.json nbs/labs/results/trial.json
+
+codec-race: export MALLOC_MMAP_MAX_ = 0
+codec-race: export MALLOC_TRIM_THRESHOLD_ = 100000000000
+codec-race: export MALLOC_TOP_PAD_ = 500000000
+codec-race: $(VENV)/.lab ## train six codecs against each other (hours); results go to nbs/labs/results/codec_race.json
+	@$(BIN)/audiogen-nb fetch-judge && $(BIN)/audiogen-nb fetch-recordings --all
+	@$(BIN)/python -c "from audiogen_nb.lab.codec_race import full_race; full_race('$(RUNS)/codec_race', '$(RUNS)/codec_race.json')"
+	@cp $(RUNS)/codec_race.json nbs/labs/results/codec_race.json
 
 export: $(VENV)/.dev ## write audiogen_nb/ from the notebooks
 	@$(BIN)/nbdev_export && echo "audiogen_nb/ is written"

@@ -62,9 +62,9 @@ class CodecTraining:
     weight_commitment: float = 0.25
     discriminator: str = ""            # preset of `MSSTFTDiscriminator`; "" trains without an adversary
     start_discriminator: int = 0       # step in which it joins
-    start_codec: int = 0               # step in which the codec begins to learn; before, only discriminators do
+    start_codec: int = 0               # step in which the codec begins to learn, after its discriminators
     learning_rate_discriminator: float = 3e-4
-    schedule_discriminator: str = ""   # as `schedule`, from the step in which it joins; "" follows the codec's
+    schedule_discriminator: str = ""   # as `schedule`, from where it joins; "" follows the codec's
     one_level: bool = True             # discriminators hear each pair at an RMS of 1; False: as it comes
     weight_adversarial: float = 4.0
     adversarial_form: str = "audiocraft"  # of `generator_loss`: mean of -D; or "paper": mean of max(0, 1 - D)
