@@ -211,12 +211,11 @@ def real_answers(
     right, n = expected_clips(asked, held_out), round(seconds * shelf.sample_rate)
     for i, one in enumerate(asked):
         g = step_generator(0, i)
-        first, second = (torch.randperm(int(row.sum()), generator=g) for row in right[:, i])
-        first, second = (row.nonzero()[:, 0][order].tolist()
-                         for row, order in zip(right[:, i], (first, second)))
-        pairs = [(held_out[first[j % len(first)]], held_out[second[j % len(second)]])
-                 for j in range(n_each if one.wording == "pair" else min(n_each, len(first)))
-                 if first and second]
+        first, second = ([held_out[at] for at in row.nonzero()[:, 0][torch.randperm(int(row.sum()), generator=g)]]
+                         for row in right[:, i])
+        n_made = n_each if one.wording == "pair" else min(n_each, len(first))
+        pairs = [(first[j % len(first)], second[j % len(second)])
+                 for j in range(n_made if first and second else 0)]
         for a, b in pairs:
             files = frozenset(clip.group or clip.name for clip in ((a, b) if one.wording == "pair" else (a,)))
             if one.wording != "pair":
