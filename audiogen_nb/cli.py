@@ -431,17 +431,17 @@ def fit_lora_command(
 _split = Annotated[str | None, typer.Option(help="With --data: a data set's own, else held_out or all.")]
 _root = Annotated[Path | None, typer.Option(help="Folder of the set of --data, or of the recordings.")]
 _limit = Annotated[int | None, typer.Option(min=2, help="With --data: so many clips, always the same.")]
-_sounds = Annotated[Path | None, typer.Option(help=
+_sounds = Annotated[Path | None, typer.Option(
     help="With --data or --prompts: folder that keeps the sounds.")]
-_ear = Annotated[str | None, typer.Option(help=
+_ear = Annotated[str | None, typer.Option(
     help="With --data or --prompts: aisfx, a name on the hub, or a folder.")]
-_seconds = Annotated[float | None, typer.Option(help=
+_seconds = Annotated[float | None, typer.Option(
     help="With --data or --prompts: length of the sounds (s).")]
 _rate = Annotated[int | None, typer.Option(help="With --data: Hz of all sounds before the ear.")]
 _dims = Annotated[int | None, typer.Option(min=1, help="With --data: directions that FAD looks at.")]
 _batch = Annotated[int | None, typer.Option(min=1, help=
     help="With --data or --prompts: sounds made at once.")]
-_where = Annotated[str | None, typer.Option(help=
+_where = Annotated[str | None, typer.Option(
     help="With --data or --prompts: cpu, cuda, cuda:1, mps.")]
 _pair = Annotated[tuple[Path, Path] | None, typer.Option(help="Two reports of --data, to be compared.")]
 
