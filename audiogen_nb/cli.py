@@ -439,8 +439,8 @@ _seconds = Annotated[float | None, typer.Option(
     help="With --data or --prompts: length of the sounds (s).")]
 _rate = Annotated[int | None, typer.Option(help="With --data: Hz of all sounds before the ear.")]
 _dims = Annotated[int | None, typer.Option(min=1, help="With --data: directions that FAD looks at.")]
-_batch = Annotated[int | None, typer.Option(min=1, help=
-    help="With --data or --prompts: sounds made at once.")]
+_batch = Annotated[int | None, typer.Option(
+    min=1, help="With --data or --prompts: sounds made at once.")]
 _where = Annotated[str | None, typer.Option(
     help="With --data or --prompts: cpu, cuda, cuda:1, mps.")]
 _pair = Annotated[tuple[Path, Path] | None, typer.Option(help="Two reports of --data, to be compared.")]
