@@ -456,6 +456,7 @@ def _one(values, option, way="--data"):
 
 # %% ../nbs/engine/cli.ipynb #4708f5c4
 def _option(name):
+    "How an option is written on the command line"
     return {"everything": "all"}.get(name, name).replace("_", "-")
 
 def _listener_report(model, out, _, recordings, seeds, scales, given, progress):
@@ -485,8 +486,10 @@ def _prompts_report(model, out, prompts, recordings, seeds, scales, given, progr
     if others := [name for name in given if name not in taken]:
         raise ValueError(f"--{_option(others[0])} goes with --data, not with --prompts")
     scale = _one(scales, "--guidance-scale", "--prompts")
-    given |= {"packages": "all"} if given.pop("everything", False) else {}
-    given |= {} if scale is None else {"guidance_scale": scale}
+    if given.pop("everything", False):
+        given["packages"] = "all"
+    if scale is not None:
+        given["guidance_scale"] = scale
     from audiogen_nb.judge.recognition import evaluate_prompts
     evaluate_prompts(model, prompts, out, seeds=tuple(seeds or (0, 1, 2)), overwrite=True, progress=progress,
                      **given)
