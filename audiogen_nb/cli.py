@@ -444,7 +444,7 @@ _batch = Annotated[int | None, typer.Option(
 _where = Annotated[str | None, typer.Option(
     help="With --data or --prompts: cpu, cuda, cuda:1, mps.")]
 _pair = Annotated[tuple[Path, Path] | None, typer.Option(help="Two reports of --data, to be compared.")]
-
+_all = Annotated[bool, typer.Option("--all", help="With --prompts: among the recordings of all packages.")]
 _prompts = Annotated[str | None, typer.Option(
     help="Judge by what an ear recognises: 'report', 'validation', or a .csv with wording, prompt, words.")]
 
@@ -512,9 +512,7 @@ def evaluate_command(
     seconds: _seconds = None, sample_rate: _rate = None, fad_dims: _dims = None, batch_size: _batch = None,
     device: _where = None,
     sigmoid: Annotated[bool, typer.Option("--sigmoid", help="With --data: KL with sigmoids, too.")] = False,
-    everything: Annotated[bool, typer.Option(
-        "--all", help="With --prompts: look among the recordings of all packages.")] = False,
-    compare: _pair = None,
+    everything: _all = False, compare: _pair = None,
     force: Annotated[bool, typer.Option(
         "--force", help="Replace an existing report; compare in spite of different protocols.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars, no tables.")] = False,

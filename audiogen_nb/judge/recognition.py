@@ -54,7 +54,7 @@ class Asked(NamedTuple):
 
 # %% ../../nbs/labs/recognition.ipynb #ecee8d93
 def read_asked(
-    path: str | Path | None = None, # .csv with the columns use, wording, prompt, words; None: the library's own
+    path: str | Path | None = None, # .csv: use, wording, prompt, words; None: the library's own
     use: str | None = "report", # which part of it; None: every row
 ) -> list[Asked]:
     "Prompts of a file, each checked"
@@ -88,8 +88,8 @@ def _asked(row: dict, where: str) -> Asked:
         raise ValueError(f"{where}: the prompt is empty")
     groups = tuple(tuple(group.split()) for group in words.split(" + "))
     if len(groups) != (2 if wording == "pair" else 1) or not all(content_stems(" ".join(g)) for g in groups):
-        raise ValueError(f"{where}: words must be alternatives with blanks between them, for a pair two groups "
-                         f"('dog bark + bell ring'), got {words!r}")
+        raise ValueError(f"{where}: words must be alternatives with blanks between them, for a pair two "
+                         f"groups ('dog bark + bell ring'), got {words!r}")
     return Asked(use, wording, prompt, groups)
 
 # %% ../../nbs/labs/recognition.ipynb #274835a0
@@ -103,7 +103,7 @@ def clip_stems(
 def expected_clips(
     asked: Sequence[Asked], # N
     clips: Sequence[Clip], # M
-) -> torch.Tensor: # (2, N, M) bool: right for the first sound, for the second; of a single sound both are equal
+) -> torch.Tensor: # (2, N, M) bool: right for the first sound, for the second; equal for a single one
     "Which clips are right answers"
     said = [clip_stems(clip) for clip in clips]
     wanted = [[content_stems(" ".join(one.words[part])) for one in asked] for part in (0, -1)]
@@ -211,7 +211,8 @@ def real_answers(
     right, n = expected_clips(asked, held_out), round(seconds * shelf.sample_rate)
     for i, one in enumerate(asked):
         g = step_generator(0, i)
-        first, second = ([held_out[at] for at in row.nonzero()[:, 0][torch.randperm(int(row.sum()), generator=g)]]
+        shuffled = lambda clips: [clips[at] for at in torch.randperm(len(clips), generator=g).tolist()]
+        first, second = (shuffled([clip for clip, fine in zip(held_out, row.tolist()) if fine])
                          for row in right[:, i])
         n_made = n_each if one.wording == "pair" else min(n_each, len(first))
         pairs = [(first[j % len(first)], second[j % len(second)])
@@ -238,14 +239,17 @@ def recognition_rows(
                 rows.append({"wording": wording, "sounds": name, **_shares(known)})
     return rows
 
+def _mean(values) -> float:
+    values = list(values)
+    return sum(values) / len(values)
+
 def _shares(known: Sequence[dict]) -> dict:
     "Means over prompts of means over their sounds"
     prompts = dict.fromkeys(row["prompt"] for row in known)
     made = {"prompts": len(prompts), "n": len(known)}
     for name in [key.removeprefix("hit_") for key in known[0] if key.startswith("hit_")]:
-        of = lambda key: [torch.tensor([row[key] for row in known if row["prompt"] == p]).double().mean().item()
-                          for p in prompts]
-        share, luck = sum(of(f"hit_{name}")) / len(prompts), sum(of(f"chance_{name}")) / len(prompts)
+        share, luck = (_mean(_mean(row[f"{what}_{name}"] for row in known if row["prompt"] == prompt)
+                             for prompt in prompts) for what in ("hit", "chance"))
         low, high = wilson(min(share, 1.0), len(prompts))
         made |= {f"hit_{name}": round(share, 4), f"hit_{name}_low": round(low, 4),
                  f"hit_{name}_high": round(high, 4), f"chance_{name}": round(luck, 5)}
@@ -257,7 +261,8 @@ def asked_kind(
     clips: Sequence[Clip],
 ) -> str | None: # None: no clip is expected
     "The kind that a prompt asks for"
-    kinds = Counter(clip.kind for clip, right in zip(clips, expected_clips([one], clips)[0, 0].tolist()) if right)
+    right = expected_clips([one], clips)[0, 0].tolist()
+    kinds = Counter(clip.kind for clip, fine in zip(clips, right) if fine)
     wanted = content_stems(" ".join(one.words[0]))
     named = Counter({kind: n for kind, n in kinds.items() if content_stems(kind) & wanted})
     return next((kind for kind, _ in (named or kinds).most_common(1)), None)
@@ -294,20 +299,20 @@ def judge_recognition(
 ) -> dict: # the report
     "Does an ear recognise what was asked for? Hits with intervals, chance, ceilings, and what was heard"
     check_report_file(out, overwrite)
-    asked, cards = list(read_asked() if asked is None else asked), _cards(model, name, seconds, seeds, settings)
+    asked = list(read_asked() if asked is None else asked)
+    cards = _cards(model, name, seconds, seeds, settings)
     home = nullcontext(sounds) if sounds is not None else tempfile.TemporaryDirectory()
     with home as folder:
         made = _generated(model, [one.prompt for one in asked], Path(folder), cards, shelf.sample_rate,
                           batch_size, progress)
-    ask = dict(progress=progress, what="generated")
-    judged = {"generated": judge_sounds(shelf, asked * len(cards), made, **ask)}
-    judged["generated"] = [{"seed": cards[i // len(asked)]["seed"], **row}
-                           for i, row in enumerate(judged["generated"])]
-    real, through = real_answers(shelf, asked, len(cards), cards[0]["seconds"]), codec_round_trip(
-        model, shelf.sample_rate)
+    heard = judge_sounds(shelf, asked * len(cards), made, None, progress, "generated")
+    judged = {"generated": [{"seed": cards[i // len(asked)]["seed"], **row} for i, row in enumerate(heard)]}
+    real = real_answers(shelf, asked, len(cards), cards[0]["seconds"])
+    through = codec_round_trip(model, shelf.sample_rate)
     for what, change in (("recordings", lambda audio: audio), ("codec", through)):
-        judged[what] = judge_sounds(shelf, [one.asked for one in real], [change(one.audio) for one in real],
-                                    [one.files for one in real], progress, what) if real else []
+        prompts, sounds, files = zip(*real) if real else ((), (), ())
+        heard = judge_sounds(shelf, prompts, [*map(change, sounds)], files, progress, what) if real else []
+        judged[what] = [{"made_from": sorted(own), **row} for own, row in zip(files, heard)]
     kinds = {one.prompt: asked_kind(one, shelf.clips) for one in asked if one.wording != "pair"}
     report = {"format": _FORMAT, "protocol": _protocol(shelf, asked, cards, str(model.device)),
               "rows": recognition_rows(judged), "not_judged": _not_judged(judged["generated"]),
