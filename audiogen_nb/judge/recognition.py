@@ -204,7 +204,7 @@ def real_answers(
     shelf: RecordingShelf,
     asked: Sequence[Asked],
     n_each: int = 3, # sounds for each prompt, or fewer where there are fewer
-    seconds: float = 4.0, # length of a mixture; of recordings the first so many
+    seconds: float = 4.0, # the first so many of each recording
 ) -> list[RealAnswer]:
     "Held-out recordings of what is asked for; for pairs mixtures of two"
     held_out, answers = sorted(split_clips(shelf.clips)[1], key=lambda clip: clip.name), []
@@ -222,7 +222,8 @@ def real_answers(
             if one.wording != "pair":
                 answers.append(RealAnswer(one, shelf.cut(a)[:, :n], files))
             elif len(files) == 2:
-                parts = (fit_length(clip.audio[:, :n], n) for clip in (a, b))
+                whole = max(shelf.cut(clip)[:, :n].shape[1] for clip in (a, b))     # no silence behind both
+                parts = (fit_length(clip.audio[:, :n], whole) for clip in (a, b))
                 answers.append(RealAnswer(one, random_mix(*parts, g, min_overlap=0.9), files))
     return answers
 
