@@ -85,13 +85,15 @@ def fade(
     audio: torch.Tensor, # (..., T)
     sample_rate: int, # Hz
     seconds: float = 0.01, # length of each ramp
+    end: bool = True, # taper the end, too; False: the sound goes on
 ) -> torch.Tensor: # (..., T)
     "Taper both ends with half a cosine so that the clip neither starts nor stops with a click"
     n = min(int(seconds * sample_rate), audio.shape[-1] // 2)
     ramp = torch.sin(torch.linspace(0, math.pi / 2, n + 1, device=audio.device, dtype=audio.dtype)[:n]) ** 2
     out = audio.clone()
     out[..., :n] *= ramp
-    out[..., audio.shape[-1] - n:] *= ramp.flip(0)
+    if end:
+        out[..., audio.shape[-1] - n:] *= ramp.flip(0)
     return out
 
 # %% ../nbs/02_sound.ipynb #765a1692

@@ -33,7 +33,7 @@ def fill_clip(
 ) -> torch.Tensor: # (1, n_samples)
     "Crop a long clip; let a short one sound after a short silence, half of the time repeated with pauses"
     if audio.shape[-1] >= n_samples:
-        return fade(random_crop(audio, n_samples, generator), sample_rate)
+        return fade(random_crop(audio, n_samples, generator), sample_rate, end=False)
     uniform = lambda low, high: low + (high - low) * torch.rand(1, generator=generator).item()
     sound, repeated = fade(audio, sample_rate, 0.005), uniform(0, 1) < 0.5
     pieces, length, pause = [], 0, uniform(0.1, 0.6)
@@ -41,7 +41,7 @@ def fill_clip(
         silence = uniform(0, 0.25) if not pieces else pause * uniform(0.8, 1.2)
         pieces += [audio.new_zeros(1, int(silence * sample_rate)), sound]
         length += pieces[-2].shape[-1] + sound.shape[-1]
-    return fade(fit_length(torch.cat(pieces, -1), n_samples), sample_rate)
+    return fit_length(torch.cat(pieces, -1), n_samples)
 
 # %% ../../nbs/engine/streaming.ipynb #faa2d596
 @dataclass(frozen=True)
