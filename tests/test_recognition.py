@@ -255,6 +255,8 @@ def test_a_seed_fixes_a_sound_whatever_the_batch_and_the_other_seeds(report, she
 def test_settings_that_cannot_be(change, says, shelf, tiny, tmp_path):
     with pytest.raises(ValueError, match=says):
         judge_recognition(tiny, shelf, tmp_path / "r.json", ASKED[:1], **({"seconds": 0.5, "progress": False} | change))
+    with pytest.raises(ValueError, match="asked holds no prompt"):
+        judge_recognition(tiny, shelf, None, [])
     assert not list(tmp_path.iterdir())
 
 

@@ -275,15 +275,12 @@ def confusion_counts(
     "How often sounds for one kind had one of another as the nearest"
     pairs = Counter((kinds[row["prompt"]], row["heard"]) for row in judged if kinds.get(row["prompt"]))
     asked = list(dict.fromkeys(kind for kind in kinds.values() if any(kind == one for one, _ in pairs)))
-    others = Counter({kind: n for (_, kind), n in pairs.items() if kind not in asked})
     total = Counter()
     for (_, kind), n in pairs.items(): total[kind] += n
-    heard = [*asked, *sorted(others, key=lambda kind: -total[kind])]
+    heard = [*asked, *sorted(total.keys() - set(asked), key=lambda kind: (-total[kind], kind))]
     return {"asked": asked, "heard": heard, "counts": [[pairs[a, h] for h in heard] for a in asked]}
 
-# %% ../../nbs/labs/recognition.ipynb #7670fa27
-_FORMAT = "audiogen_nb recognition"
-
+# %% ../../nbs/labs/recognition.ipynb #36dbc8a4
 def judge_recognition(
     model: AudioGen,
     shelf: RecordingShelf,
@@ -301,6 +298,8 @@ def judge_recognition(
     "Does an ear recognise what was asked for? Hits with intervals, chance, ceilings, and what was heard"
     check_report_file(out, overwrite)
     asked = list(read_asked() if asked is None else asked)
+    if not asked:
+        raise ValueError("asked holds no prompt; pass at least one, or None for the library's own")
     cards = _cards(model, name, seconds, seeds, settings)
     home = nullcontext(sounds) if sounds is not None else tempfile.TemporaryDirectory()
     with home as folder:
@@ -311,11 +310,12 @@ def judge_recognition(
     real = real_answers(shelf, asked, len(cards), cards[0]["seconds"])
     through = codec_round_trip(model, shelf.sample_rate)
     for what, change in (("recordings", lambda audio: audio), ("codec", through)):
-        prompts, sounds, files = zip(*real) if real else ((), (), ())
-        heard = judge_sounds(shelf, prompts, [*map(change, sounds)], files, progress, what) if real else []
+        prompts, played, files = zip(*real) if real else ((), (), ())
+        heard = judge_sounds(shelf, prompts, [*map(change, played)], files, progress, what) if real else []
         judged[what] = [{"made_from": sorted(own), **row} for own, row in zip(files, heard)]
     kinds = {one.prompt: asked_kind(one, shelf.clips) for one in asked if one.wording != "pair"}
-    report = {"format": _FORMAT, "protocol": _protocol(shelf, asked, cards, str(model.device)),
+    report = {"format": "audiogen_nb recognition",
+              "protocol": _protocol(shelf, asked, cards, str(model.device)),
               "rows": recognition_rows(judged), "not_judged": _not_judged(judged["generated"]),
               "confusions": {what: confusion_counts(rows, kinds) for what, rows in judged.items()},
               "judgements": judged}
