@@ -224,7 +224,7 @@ def test_too_many_ruined_gradients_end_the_run_with_the_last_good_checkpoint(tmp
 CHANGES = {"learning_rate": 1e-4, "schedule": "constant", "warmup": 0, "warmup_quantizer": 0, "quantizer_dropout": 1.0,
            "clip": 1e-3, "average": 0.1, "weight_time": 1.0, "weight_mel": 3.0, "weight_commitment": 5.0, "discriminator": "",
            "start_discriminator": 100, "learning_rate_discriminator": 1e-2, "weight_adversarial": 1.0, "weight_features": 1.0,
-           "mel": "paper", "one_level": False, "balance": False, "batch_size": 3, "seconds": 0.25, "seed": 1, "n_steps": 5}
+           "mel": "paper", "one_level": False, "start_codec": 3, "schedule_discriminator": "constant", "balance": False, "batch_size": 3, "seconds": 0.25, "seed": 1, "n_steps": 5}
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ class DiscriminatorConfig:
     dilations: tuple[int, ...] = (1, 2, 4)       # in time, one strided layer each
     slope: float = 0.3                           # of LeakyReLU below zero
     overlap: int = 4                             # the hop is the window divided by this
+    power: float = 1.0                           # of the magnitudes that are seen; below 1 faint ones count more
 
     def __post_init__(self):
         for name in ("windows", "kernel_size", "dilations"):
@@ -32,6 +33,8 @@ class DiscriminatorConfig:
         sizes = (*self.windows, *self.dilations, *self.kernel_size, self.n_filters, self.overlap)
         if not self.windows or min(sizes) < 1:
             raise ValueError(f"every size of a discriminator must be at least 1, got {self}")
+        if not 0 < self.power <= 1:
+            raise ValueError(f"power must be above 0 and at most 1, got {self.power}")
 
 # %% ../../nbs/09_adversarial.ipynb #7be3d886
 class STFTDiscriminator(nn.Module):
@@ -42,7 +45,7 @@ class STFTDiscriminator(nn.Module):
     ):
         super().__init__()
         c, n, kernel = config, config.n_filters, config.kernel_size
-        self.hop, self.slope = window // c.overlap, c.slope
+        self.hop, self.slope, self.power = window // c.overlap, c.slope, c.power
         hann = torch.hann_window(window)
         self.register_buffer("window", hann / hann.norm(), persistent=False)        # white noise: equal power
         padding = lambda kernel, dilation=1: ((kernel[0] - 1) * dilation // 2, (kernel[1] - 1) // 2)
@@ -56,6 +59,8 @@ class STFTDiscriminator(nn.Module):
         w, n = self.window, len(self.window)
         spec = torch.stft(audio.squeeze(1), n, self.hop, window=w, center=False, return_complex=True)
         x = torch.view_as_real(spec).permute(0, 3, 2, 1)                            # (B, 2, frames, bins)
+        if self.power < 1:
+            x = x * (x.square().sum(1, keepdim=True) + 1e-8) ** ((self.power - 1) / 2)
         x, features = x.contiguous(memory_format=torch.channels_last), []     # this layout is faster on a CPU
         for conv in self.convs:
             x = F.leaky_relu(conv(x), self.slope)
@@ -67,6 +72,7 @@ DISCRIMINATOR_PRESETS = {
     "paper": DiscriminatorConfig(),
     "audiocraft": DiscriminatorConfig(windows=(1024, 2048, 512, 256, 128), kernel_size=(3, 9)),
     "pocket": DiscriminatorConfig(n_filters=12, overlap=2),                   # for a CPU
+    "compressed": DiscriminatorConfig(n_filters=12, overlap=2, power=0.3),    # the same, faint parts count
     "tiny": DiscriminatorConfig(windows=(512, 128), n_filters=4, overlap=2),  # for tests
 }
 
@@ -82,7 +88,7 @@ class MSSTFTDiscriminator(nn.Module):
 
     @staticmethod
     def preset(name: str) -> DiscriminatorConfig:
-        "A named setting: paper, audiocraft, pocket or tiny"
+        "A named setting: paper, audiocraft, pocket, compressed or tiny"
         if name not in DISCRIMINATOR_PRESETS:
             raise ValueError(f"unknown discriminator preset {name!r}; "
                              f"choose from {list(DISCRIMINATOR_PRESETS)}")
