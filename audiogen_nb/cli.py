@@ -429,28 +429,40 @@ def fit_lora_command(
 
 # %% ../nbs/engine/cli.ipynb #ee4978c3
 _split = Annotated[str | None, typer.Option(help="With --data: a data set's own, else held_out or all.")]
-_root = Annotated[Path | None, typer.Option(help="With --data: folder of the set, or of the recordings.")]
+_root = Annotated[Path | None, typer.Option(help="Folder of the set of --data, or of the recordings.")]
 _limit = Annotated[int | None, typer.Option(min=2, help="With --data: so many clips, always the same.")]
-_sounds = Annotated[Path | None, typer.Option(help="With --data: folder that keeps the sounds.")]
-_ear = Annotated[str | None, typer.Option(help="With --data: aisfx, a name on the hub, or a folder.")]
-_seconds = Annotated[float | None, typer.Option(help="With --data: length of the sounds (s).")]
+_sounds = Annotated[Path | None, typer.Option(
+    help="With --data or --prompts: folder that keeps the sounds.")]
+_ear = Annotated[str | None, typer.Option(
+    help="With --data or --prompts: aisfx, a name on the hub, or a folder.")]
+_seconds = Annotated[float | None, typer.Option(
+    help="With --data or --prompts: length of the sounds (s).")]
 _rate = Annotated[int | None, typer.Option(help="With --data: Hz of all sounds before the ear.")]
 _dims = Annotated[int | None, typer.Option(min=1, help="With --data: directions that FAD looks at.")]
-_batch = Annotated[int | None, typer.Option(min=1, help="With --data: sounds made at once.")]
-_where = Annotated[str | None, typer.Option(help="With --data: cpu, cuda, cuda:1, mps.")]
+_batch = Annotated[int | None, typer.Option(
+    min=1, help="With --data or --prompts: sounds made at once.")]
+_where = Annotated[str | None, typer.Option(
+    help="With --data or --prompts: cpu, cuda, cuda:1, mps.")]
 _pair = Annotated[tuple[Path, Path] | None, typer.Option(help="Two reports of --data, to be compared.")]
+_all = Annotated[bool, typer.Option("--all", help="With --prompts: among the recordings of all packages.")]
+_prompts = Annotated[str | None, typer.Option(
+    help="Judge by what an ear recognises: 'report', 'validation', or a .csv with wording, prompt, words.")]
 
-def _one(values, option):
-    "The value of an option that --data takes once"
+def _one(values, option, way="--data"):
+    "The value of an option that may be given once"
     if values and len(values) > 1:
-        raise ValueError(f"with --data, {option} may be given once, got {len(values)}")
+        raise ValueError(f"with {way}, {option} may be given once, got {len(values)}")
     return values[0] if values else None
 
 # %% ../nbs/engine/cli.ipynb #4708f5c4
+def _option(name):
+    "How an option is written on the command line"
+    return {"everything": "all"}.get(name, name).replace("_", "-")
+
 def _listener_report(model, out, _, recordings, seeds, scales, given, progress):
     "The report of judge.report"
     if given:
-        raise ValueError(f"--{[*given][0].replace('_', '-')} needs --data, the real clips to judge by")
+        raise ValueError(f"--{_option([*given][0])} needs --data, the real clips to judge by, or --prompts")
     from audiogen_nb.judge.report import evaluate_model
     evaluate_model(model, out, recordings, tuple(seeds or (0, 1, 2)), tuple(scales or (1.0, 3.0)),
                    overwrite=True, progress=progress)
@@ -459,10 +471,28 @@ def _data_report(model, out, data, recordings, seeds, scales, given, progress):
     "The report of judge.protocol"
     if recordings is not None:
         raise ValueError("--recordings goes without --data; pass --data recordings --root FOLDER")
+    if "everything" in given:
+        raise ValueError("--all goes with --prompts, to look among the recordings of all packages")
     seed, scale = _one(seeds, "--seed"), _one(scales, "--guidance-scale")
     given |= {name: value for name, value in (("seed", seed), ("guidance_scale", scale)) if value is not None}
     from audiogen_nb.judge.protocol import evaluate_on
     evaluate_on(model, data, out, overwrite=True, progress=progress, **given)
+
+def _prompts_report(model, out, prompts, recordings, seeds, scales, given, progress):
+    "The report of judge.recognition"
+    if recordings is not None:
+        raise ValueError("--recordings goes without --prompts; pass --root FOLDER")
+    taken = ("root", "ear", "sounds", "seconds", "batch_size", "device", "everything")
+    if others := [name for name in given if name not in taken]:
+        raise ValueError(f"--{_option(others[0])} goes with --data, not with --prompts")
+    scale = _one(scales, "--guidance-scale", "--prompts")
+    if given.pop("everything", False):
+        given["packages"] = "all"
+    if scale is not None:
+        given["guidance_scale"] = scale
+    from audiogen_nb.judge.recognition import evaluate_prompts
+    evaluate_prompts(model, prompts, out, seeds=tuple(seeds or (0, 1, 2)), overwrite=True, progress=progress,
+                     **given)
 
 # %% ../nbs/engine/cli.ipynb #9468960e
 @app.command("evaluate")
@@ -470,23 +500,26 @@ def evaluate_command(
     model: Annotated[str, typer.Option(help="'pocket', a folder, or a hub id.")] = "pocket",
     out: Annotated[Path, typer.Option("--out", "-o", help="Report to write: .json.")] = Path("report.json"),
     recordings: Annotated[Path | None, typer.Option(
-        help="Without --data: what `fetch-recordings` filled.")] = None,
+        help="With neither --data nor --prompts: what `fetch-recordings` filled.")] = None,
     seed: Annotated[list[int] | None, typer.Option(
         help="Seed of a round of sounds; without --data several times: 0 1 2 by default.")] = None,
     guidance_scale: Annotated[list[float] | None, typer.Option(
-        help="Without --data several times: 1 and 3 by default.")] = None,
+        help="With neither --data nor --prompts several times: 1 and 3 by default.")] = None,
     data: Annotated[str | None, typer.Option(
         help="Judge by real clips: 'recordings', the name of a data set, or a folder of sounds.")] = None,
+    prompts: _prompts = None,
     split: _split = None, root: _root = None, limit: _limit = None, sounds: _sounds = None, ear: _ear = None,
     seconds: _seconds = None, sample_rate: _rate = None, fad_dims: _dims = None, batch_size: _batch = None,
     device: _where = None,
     sigmoid: Annotated[bool, typer.Option("--sigmoid", help="With --data: KL with sigmoids, too.")] = False,
-    compare: _pair = None,
+    everything: _all = False, compare: _pair = None,
     force: Annotated[bool, typer.Option(
         "--force", help="Replace an existing report; compare in spite of different protocols.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars, no tables.")] = False,
 ):
-    "Judge a model by a listener, or by real clips (--data); or compare two reports (--compare)."
+    "Judge a model by a listener, real clips (--data) or prompts (--prompts); or compare reports (--compare)."
+    if sum(way is not None for way in (data, prompts, compare)) > 1:
+        raise ValueError("--data, --prompts and --compare exclude each other: pass one of them")
     if compare is not None:
         from audiogen_nb.judge.protocol import compare_reports
         print(compare_reports(*compare, force=force))
@@ -494,10 +527,11 @@ def evaluate_command(
     check_destination(out, force, (".json",))
     own = dict(split=split, root=root, limit=limit, sounds=sounds, ear=ear, seconds=seconds,
                sample_rate=sample_rate, fad_dims=fad_dims, batch_size=batch_size, device=device,
-               sigmoid=sigmoid or None)
+               sigmoid=sigmoid or None, everything=everything or None)
     given = {name: value for name, value in own.items() if value is not None}
-    report = _listener_report if data is None else _data_report
-    report(model, out, data, recordings, seed, guidance_scale, given, not quiet)
+    report = (_data_report if data is not None else _prompts_report if prompts is not None
+              else _listener_report)
+    report(model, out, prompts if data is None else data, recordings, seed, guidance_scale, given, not quiet)
     print(out)
 
 # %% ../nbs/engine/cli.ipynb #45b05eb0

@@ -570,8 +570,8 @@ def read_recordings(
     root, wanted = cache_dir() / "recordings" if root is None else Path(root), chosen_packages(packages)
     found = [p for p in wanted if (root / p).is_dir()]
     if not found:
-        raise FileNotFoundError(f"no recordings below {root}: call fetch_recordings() or pass the folder "
-                                f"that holds {', '.join(wanted)}")
+        raise FileNotFoundError(f"no recordings below {root}: fetch them once with audiogen-nb "
+                                f"fetch-recordings, or pass the folder that holds {', '.join(wanted)}")
     problems: dict[str, list[str]] = {}
     clips = [_captioned(c) for p in found for c in _decoded(root, p, sample_rate, problems)]
     if problems:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CARD', 'EvaluationSet', 'evaluation_set', 'drawn_items', 'sound_card', 'make_item_sounds', 'CardField',
-           'protocol_card', 'format_card', 'ScoreSetup', 'evaluate_on', 'read_report', 'Comparison', 'compare_reports']
+           'protocol_card', 'format_card', 'codec_round_trip', 'ScoreSetup', 'evaluate_on', 'model_name',
+           'check_report_file', 'read_report', 'Comparison', 'compare_reports']
 
 # %% ../../nbs/labs/protocol.ipynb #2567d94f
 import json
@@ -270,20 +271,24 @@ def _beginnings(clips: Sequence[Clip], seconds: float) -> _Sounds:
         return _Sounds(len(clips), lambda i: clips.refs[i].load(clips.sample_rate, 0.0, seconds).audio)
     return _Sounds(len(clips), lambda i: clips[i].audio[..., :round(seconds * clips[i].sample_rate)])
 
-def _through_codec(model: AudioGen, sounds: _Sounds, rate: int) -> _Sounds:
+def _noise(n: int, samples: int) -> _Sounds:
+    "White noise, another one for each item"
+    return _Sounds(n, lambda i: torch.randn(1, samples, generator=torch.Generator().manual_seed(i)))
+
+# %% ../../nbs/labs/protocol.ipynb #a9f6b2ae
+def codec_round_trip(
+    model: AudioGen,
+    rate: int, # Hz, of the sounds
+) -> Callable[[torch.Tensor], torch.Tensor]: # (1, T) -> (1, T)
     "Sounds as the model's codec renders them, at the level that codecs here are trained with"
     codec = StreamingCodec(model.codec)
 
     @torch.no_grad()
-    def rendered(i):
-        audio = resample(set_level(sounds[i], -22.0), rate, model.sample_rate)
+    def rendered(sound):
+        audio = resample(set_level(sound, -22.0), rate, model.sample_rate)
         back = codec.decode(codec.encode(audio[None].to(model.device)))[0, :, :audio.shape[-1]].float().cpu()
         return resample(back, model.sample_rate, rate)
-    return _Sounds(len(sounds), rendered)
-
-def _noise(n: int, samples: int) -> _Sounds:
-    "White noise, another one for each item"
-    return _Sounds(n, lambda i: torch.randn(1, samples, generator=torch.Generator().manual_seed(i)))
+    return rendered
 
 # %% ../../nbs/labs/protocol.ipynb #93e6eacd
 class ScoreSetup(NamedTuple):
@@ -368,9 +373,9 @@ def evaluate_on(
     **settings, # guidance_scale, temperature, top_k, top_p
 ) -> dict: # the report
     "Judge a model by the real clips of a set: one sound for each caption, scores with intervals, protocol"
-    _check_report_file(out, overwrite), at_level(torch.zeros(1, 1), level)
+    check_report_file(out, overwrite), at_level(torch.zeros(1, 1), level)
     ear = ear if isinstance(ear, Embedder) else load_embedder(ear, device)
-    name = _name_of(model)
+    name = model_name(model)
     model = model if isinstance(model, AudioGen) else AudioGen.from_pretrained(model, device)
     seconds = model.generation.duration if seconds is None else real_number(seconds, "seconds", 0.05)
     made_by = sound_card(model, name, seconds, seed, **settings)
@@ -393,6 +398,25 @@ def evaluate_on(
               "item_scores": each}
     return _written(report, out, progress)
 
+# %% ../../nbs/labs/protocol.ipynb #8a9242e9
+def model_name(
+    model: AudioGen | str | Path, # as an evaluation takes it
+) -> str:
+    "How a report calls a model"
+    if isinstance(model, AudioGen):
+        return "given"
+    return Path(model).name if Path(model).is_dir() else str(model)
+
+def check_report_file(
+    out: str | os.PathLike | None, # file of the report; None: none
+    overwrite: bool, # may it replace one?
+) -> None:
+    "Refuse what would fail after minutes of work"
+    if out is not None and Path(out).exists() and not overwrite:
+        raise FileExistsError(f"{out} exists; pass overwrite=True to replace it")
+    if out is not None and not Path(out).parent.is_dir():
+        raise FileNotFoundError(f"the folder {Path(out).parent} does not exist; create it first")
+
 # %% ../../nbs/labs/protocol.ipynb #6ac5a7a5
 _FORMAT = "audiogen_nb evaluation"
 
@@ -402,18 +426,6 @@ def _as_set(data, split, root, sample_rate, own_rate: int) -> EvaluationSet:
     if any(x is not None for x in (split, root, sample_rate)):
         raise ValueError("split, root and sample_rate are for a set that is given by its name")
     return data
-
-def _name_of(model) -> str:
-    if isinstance(model, AudioGen):
-        return "given"
-    return Path(model).name if Path(model).is_dir() else str(model)
-
-def _check_report_file(out, overwrite: bool) -> None:
-    "Refuse what would fail after minutes of work"
-    if out is not None and Path(out).exists() and not overwrite:
-        raise FileExistsError(f"{out} exists; pass overwrite=True to replace it")
-    if out is not None and not Path(out).parent.is_dir():
-        raise FileNotFoundError(f"the folder {Path(out).parent} does not exist; create it first")
 
 def _limited(data: EvaluationSet, numbers: list[int]) -> EvaluationSet:
     "The items with these numbers; a shelf that was all items is these"
@@ -440,7 +452,8 @@ def _all_scores(setup, real, data, model, paths, seconds, level, progress) -> tu
     rate, n, samples = data.sample_rate, len(paths), round(seconds * data.sample_rate)
     classes = real.logits is not None
     listen = lambda sounds, what: hear(setup.ear, sounds, rate, level, classes, progress, what)
-    coded = _through_codec(model, _beginnings(data.items, seconds), rate)
+    through, beginnings = codec_round_trip(model, rate), _beginnings(data.items, seconds)
+    coded = _Sounds(n, lambda i: through(beginnings[i]))
     silence = _repeated(listen([torch.zeros(1, samples)], "silence"), n)
     sets = {"generated": listen(_Sounds(n, lambda i: load_audio(paths[i], rate)[0]), "generated"),
             "codec": listen(coded, "through the codec"), "real": real,
