@@ -25,7 +25,7 @@ class DiscriminatorConfig:
     dilations: tuple[int, ...] = (1, 2, 4)       # in time, one strided layer each
     slope: float = 0.3                           # of LeakyReLU below zero
     overlap: int = 4                             # the hop is the window divided by this
-    power: float = 1.0                           # of the magnitudes that are seen; below 1 faint ones count more
+    power: float = 1.0                           # of the magnitudes it sees; below 1 faint ones count more
 
     def __post_init__(self):
         for name in ("windows", "kernel_size", "dilations"):
