@@ -1,7 +1,9 @@
 """Does an ear recognise what was asked for: prompts and their words, right answers, chance, ceilings, the report, the command."""
 import json
 import math
+import re
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 import torch
@@ -332,3 +334,15 @@ def test_a_model_that_is_not_there_is_refused_before_the_shelf_is_heard(by_name,
     monkeypatch.setattr(rec, "RecordingShelf", None)
     with pytest.raises((FileNotFoundError, ValueError, OSError), match="nowhere"):
         evaluate_prompts("./nowhere", ear=pitch_ear())
+
+
+def test_the_front_page_says_what_the_report_says():
+    root = Path(__file__).resolve().parent.parent
+    row = json.loads((root / "nbs/labs/results/recognition.json").read_text("utf-8"))["rows"][0]
+    assert (row["wording"], row["sounds"]) == ("plain", "generated")
+    said = [f"{100 * row[key]:.0f} %" for key in ("hit_1", "chance_1", "hit_5", "chance_5")]
+    for name in ("README.md", "nbs/sounds/README.md", "nbs/17_evaluate.ipynb"):
+        text = (root / name).read_text("utf-8")
+        found = re.search(r"(\d+ %) (?:of|for)\s+plainly\s+worded\s+prompts\s+\((\d+ %) by chance\).{0,80}?(\d+ %)[^()]{0,16}\((\d+ %) by chance\)",
+                          text, re.DOTALL)
+        assert found and list(found.groups()) == said, name
