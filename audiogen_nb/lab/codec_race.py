@@ -53,7 +53,7 @@ VARIANTS = {
     "ahead": Variant("discriminators that learn first, faster, and have more to say", 1500, AHEAD),
     "whole": Variant("as ahead, and encoder and codebooks learn, too", 1300, WHOLE),
     "eight streams": Variant("as whole, with twice the streams", 1300, {**WHOLE, "warmup_quantizer": 1}, 8),
-    "compressed": Variant("the same, with discriminators that see the 0.3th power of the magnitudes", 1300,
+    "compressed": Variant("the same, with discriminators that see magnitudes to the power 0.3", 1300,
                           {**WHOLE, "warmup_quantizer": 1, "discriminator": "compressed"}, 8),
 }
 
