@@ -370,7 +370,7 @@ def test_cache_is_used_and_follows_its_inputs(tree, tmp_path):
         assert read_recordings(tree)[2].audio.shape != before.shape or not torch.equal(read_recordings(tree)[2].audio, before)
         shutil.rmtree(tree / "openttd-opensfx")
         assert len(read_recordings(tree)) == len(first) - 2
-    with pytest.raises(FileNotFoundError, match="fetch_recordings"):
+    with pytest.raises(FileNotFoundError, match="audiogen-nb fetch-recordings"):
         read_recordings(tmp_path / "nothing here")
 
 

@@ -309,5 +309,5 @@ def test_evaluate_refuses_before_it_works(tmp_path, monkeypatch, arguments, erro
 
 
 def test_missing_recordings_are_named(tmp_path, model):
-    with pytest.raises(FileNotFoundError, match="fetch_recordings"):
+    with pytest.raises(FileNotFoundError, match="audiogen-nb fetch-recordings"):
         ev.evaluate_model(model, tmp_path / "r.json", recordings_folder=tmp_path / "none")
