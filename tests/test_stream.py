@@ -430,15 +430,15 @@ def test_ctrl_c_ends_the_run_and_its_workers(minute):
                            start_new_session=True)
     try:
         workers = [int(pid) for pid in run.stdout.readline().split()]
-        for _ in range(4):                                          # Python loses an interrupt that falls into a destructor
+        for _ in range(8):                                          # Python loses an interrupt that falls into a destructor
             os.killpg(run.pid, signal.SIGINT)                       # as a terminal does: to all of them
             try:
-                _, said = run.communicate(timeout=40)               # a loaded machine is slow, not stuck
+                _, said = run.communicate(timeout=20)               # a loaded machine is slow, not stuck
                 break
             except subprocess.TimeoutExpired:
                 continue
         else:
-            pytest.fail("four interrupts did not end the run")
+            pytest.fail("eight interrupts did not end the run")
     finally:
         run.kill()
     # one for the run, none for its workers (a worker that was handing over data may say that its pipe broke)
