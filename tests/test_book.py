@@ -169,7 +169,7 @@ def graph() -> dict:
     return {module: (imports(p) & files.keys()) - {module} for module, p in files.items()}
 
 
-CORE_MODULES = {"arguments", "files", "sound", "soundfiles", "data.clips", "data.mixing", "codec.seanet", "codec.codebook", "codec.vq", "codec.losses",
+CORE_MODULES = {"arguments", "files", "sound", "soundfiles", "data.clips", "data.mixing", "codec.seanet", "codec.levels", "codec.codebook", "codec.vq", "codec.losses",
                 "codec.adversarial", "codec.balancer", "text.encoders", "lm.streams", "lm.transformer", "sampling.choosing",
                 "sampling.request", "sampling.loop"}
 
@@ -211,7 +211,7 @@ def test_inference_loads_what_it_needs_and_no_more():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     loaded = set(done.stdout.split())
-    wanted = {"codec.codebook", "codec.seanet", "codec.vq", "engine.budget", "engine.chunks", "engine.linear", "engine.products", "engine.surroundings",
+    wanted = {"codec.codebook", "codec.levels", "codec.seanet", "codec.vq", "engine.budget", "engine.chunks", "engine.linear", "engine.products", "engine.surroundings",
               "engine.trust", "engine.windows",
               "arguments", "files", "hub", "lm.streams", "lm.transformer", "pipeline", "sampling.choosing", "sampling.loop", "sampling.request",
               "sound", "soundfiles", "text.encoders", "text.hf"}

@@ -252,7 +252,7 @@ def test_every_setting_matters(outcome, usual, name, tmp_path):
 
 
 def test_every_setting_is_tested():
-    others = {"freeze_encoder", "checkpoint_every", "keep_checkpoints", "sample_every", "adversarial_form"}
+    others = {"freeze_encoder", "only_levels", "checkpoint_every", "keep_checkpoints", "sample_every", "adversarial_form"}
     assert {f.name for f in fields(CodecTraining)} - set(CHANGES) == others
 
 

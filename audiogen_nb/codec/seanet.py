@@ -124,12 +124,16 @@ class CodecConfig:
     residual_kernel_size: int = 3
     lstm_layers: int = 2                 # 0 leaves the LSTM out
     norm: str = "layer"                  # "layer" (paper), "weight" (AudioCraft) or "none"
+    level_bands: int = 0                 # bands whose levels have streams of their own ("Levels of bands")
+    level_streams: int = 0               # the first so many of the n_q streams
 
     def __post_init__(self):
         most = dict(sample_rate=10**6, n_filters=4096, dimension=2**16, n_q=256, card=2**20, kernel_size=1023,
-                    residual_kernel_size=1023, lstm_layers=64)             # wide enough for any codec we know
+                    residual_kernel_size=1023, lstm_layers=64,             # wide enough for any codec we know
+                    level_bands=4096, level_streams=255)
         for name, limit in most.items():
-            value = whole_number(getattr(self, name), name, int(name != "lstm_layers"), limit)
+            least = int(name not in ("lstm_layers", "level_bands", "level_streams"))
+            value = whole_number(getattr(self, name), name, least, limit)
             object.__setattr__(self, name, value)
         if not isinstance(self.strides, (list, tuple)) or not 1 <= len(self.strides) <= 16:
             raise ValueError(f"strides must be a list of 1 to 16 whole numbers, got {str(self.strides)[:80]}")
@@ -140,7 +144,13 @@ class CodecConfig:
                              f"{self.hop_length} and {self.n_filters * 2 ** len(strides)}")
         if self.norm not in ("layer", "weight", "none"):
             raise ValueError(f"norm must be 'layer', 'weight' or 'none', got {str(self.norm)[:80]!r}")
+        if bool(self.level_bands) != bool(self.level_streams) or self.level_streams >= self.n_q:
+            raise ValueError("level_bands and level_streams go together, and one stream of n_q is for the "
+                             "waveform, "
+                             f"got {self.level_bands} bands, {self.level_streams} of {self.n_q}")
 
+    @property
+    def latent_dimension(self) -> int: return self.dimension * (2 if self.level_bands else 1)
     @property
     def hop_length(self) -> int: return math.prod(self.strides)                   # H, samples per frame
     @property
@@ -212,7 +222,7 @@ def receptive_field(
 def count_parameters(
     c: CodecConfig,
 ) -> int: # of encoder, decoder and codebooks
-    "Size of a codec, without building it"
+    "Size of a codec that has no band levels, without building it"
     with torch.device("meta"):
         nets = Encoder(c), Decoder(c)
     return sum(p.numel() for net in nets for p in net.parameters()) + c.n_q * c.card * c.dimension

@@ -14,7 +14,8 @@ from torch import nn
 
 from ..arguments import whole_number
 from .codebook import Codebook, OneProcess, nearest_codes
-from .seanet import CODEC_PRESETS, CodecConfig, Decoder, Encoder
+from .levels import networks
+from .seanet import CODEC_PRESETS, CodecConfig
 from ..sound import check_audio
 
 # %% ../../nbs/07_residual.ipynb #6947e8f3
@@ -134,8 +135,8 @@ class Codec(nn.Module):
     def __init__(self, config: CodecConfig): # see `Codec.preset`
         super().__init__()
         self.config = config
-        self.encoder, self.decoder = Encoder(config), Decoder(config)
-        self.quantizer = ResidualQuantizer(config.dimension, config.n_q, config.card)
+        self.encoder, self.decoder = networks(config)
+        self.quantizer = ResidualQuantizer(config.latent_dimension, config.n_q, config.card)
         self.sample_rate, self.hop_length = config.sample_rate, config.hop_length
         self.frame_rate, self.bit_rate = config.frame_rate, config.bit_rate
         self.n_q, self.card = config.n_q, config.card

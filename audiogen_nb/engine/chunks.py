@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..codec.levels import BandLevels, LevelledDecoder, LevelledEncoder
 from ..codec.seanet import ChannelNorm, PaddedConv, ResidualUnit, SkipLSTM, TrimmedConvTranspose
 from ..codec.vq import Codec
 from .budget import shapes_only
@@ -211,6 +212,80 @@ def _(layer: SkipLSTM) -> Step:
 
     return recur
 
+# %% ../../nbs/engine/chunks.ipynb #8aabe7be
+def _windows(hop: int) -> Callable[[torch.Tensor, bool], torch.Tensor]:
+    "A step (B, T, 1) -> (B, F, 3 hop): the windows that are complete; the end fills the last frame"
+    kept = None
+
+    def step(x, last):
+        nonlocal kept
+        kept = x.new_zeros(len(x), hop) if kept is None else kept
+        x = torch.cat([kept, x[..., 0]], 1)
+        if last:
+            x = F.pad(x, (0, -x.shape[1] % hop + hop))
+        n = max(0, x.shape[1] // hop - 2)
+        kept = x[:, n * hop:].clone()
+        return x[:, : (n + 2) * hop].unfold(1, 3 * hop, hop) if n else x.new_zeros(len(x), 0, 3 * hop)
+
+    return step
+
+def _pairs() -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    "A function of two pieces (B, F, C) that gives as much of both as there is of either; the rest waits"
+    waiting = [None, None]
+
+    def step(*pieces):
+        both = [new if old is None else torch.cat([old, new], 1) for old, new in zip(waiting, pieces)]
+        n = min(piece.shape[1] for piece in both)
+        waiting[:] = [piece[:, n:].clone() for piece in both]
+        return tuple(piece[:, :n] for piece in both)
+
+    return step
+
+# %% ../../nbs/engine/chunks.ipynb #fd89919d
+def _overlap(bands: BandLevels) -> Step:
+    "A step (B, F, 3 hop) -> (B, F hop, 1): a frame is done when the window after it is there"
+    kept, begun = None, 0                               # begun: is the first window's own frame out already?
+
+    def step(x, last):
+        nonlocal kept, begun
+        x = x if kept is None else torch.cat([kept, x], 1)
+        n, first = x.shape[1] - (not last), begun
+        kept, begun = x[:, -2:].clone(), int(x.shape[1] > 1)
+        return bands.joined(x)[:, first * bands.hop_length : max(0, n) * bands.hop_length, None]
+
+    return step
+
+# %% ../../nbs/engine/chunks.ipynb #3474d295
+@streamed.register
+def _(encoder: LevelledEncoder) -> Step:
+    bands, pair = encoder.bands, _pairs()
+    cut = _windows(bands.hop_length)
+    levels, waveform = streamed(encoder.levels), streamed(encoder.waveform)
+
+    def step(x, last):
+        windows = cut(x, last)
+        measured = encoder.measure(windows) if windows.shape[1] else windows[..., :bands.n_bands]
+        own = levels(encoder.scaled(measured), last)
+        return torch.cat(pair(own, waveform(x, last)), 2)
+
+    return step
+
+@streamed.register
+def _(decoder: LevelledDecoder) -> Step:
+    bands, pair = decoder.bands, _pairs()
+    cut, join = _windows(bands.hop_length), _overlap(bands)
+    levels, waveform = streamed(decoder.levels), streamed(decoder.waveform)
+
+    def step(x, last):
+        own, rest = x.chunk(2, 2)
+        wanted = decoder.wanted(levels(own, last))
+        wanted, windows = pair(wanted, cut(waveform(rest, last).float(), last))
+        if windows.shape[1]:
+            windows = bands.windows(bands.put(bands.spectrum(windows), wanted))
+        return join(windows, last)
+
+    return step
+
 # %% ../../nbs/engine/chunks.ipynb #0c97601b
 def run_pieces(
     network: nn.Module,  # an Encoder or Decoder
@@ -241,6 +316,12 @@ def n_finished(
     "How much output a stream has given before its end"
     if isinstance(layer, ResidualUnit):
         return n_finished(layer.block, n)
+    if isinstance(layer, LevelledDecoder):                     # a window needs the frame after, a sound its window
+        hop = layer.bands.hop_length
+        windows = min(n_finished(layer.waveform, n) // hop - 1, n_finished(layer.levels, n))
+        return max(0, windows - 1) * hop
+    if isinstance(layer, LevelledEncoder):
+        return min(n_finished(layer.waveform, n), n_finished(layer.levels, n // layer.bands.hop_length - 1))
     if isinstance(layer, nn.Sequential):
         for inner in layer:
             n = n_finished(inner, n)

@@ -339,6 +339,9 @@ def _check_saveable(model):
             f"AudioCraft has no streams of the pattern {model.lm.config.pattern!r}; it must be 'delay' or"
             " 'parallel'"
         )
+    if model.codec.config.level_bands:
+        raise ValueError("AudioCraft knows no codec with band levels; this model's has "
+                         f"{model.codec.config.level_bands}")
     if model.codec.config.norm != "weight" or not model.codec.config.lstm_layers:
         raise ValueError(
             f"AudioCraft's codec has weight norm and an LSTM; this one has norm={model.codec.config.norm!r} "

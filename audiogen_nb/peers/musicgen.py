@@ -310,10 +310,11 @@ def _t5_of(model):
 def musicgen_config(model, text_config):
     "transformers' configuration of a model"
     auto, c, a = _transformers(), model.lm.config, model.codec.config
-    if c.pattern != "delay" or a.norm != "weight" or not a.lstm_layers:
+    if c.pattern != "delay" or a.norm != "weight" or not a.lstm_layers or a.level_bands:
         raise ValueError(
-            "transformers' MusicGen has delayed streams and a codec with weight norm and an LSTM; this model"
-            f" has pattern {c.pattern!r}, norm {a.norm!r} and {a.lstm_layers} LSTM layers"
+            "transformers' MusicGen has delayed streams and a codec with weight norm, an LSTM and no band"
+            f" levels; this model has pattern {c.pattern!r}, norm {a.norm!r}, {a.lstm_layers} LSTM layers and"
+            f" {a.level_bands} band levels"
         )
     decoder = dict(
         vocab_size=c.card,
