@@ -212,6 +212,17 @@ def test_all_of_it_can_be_trained_together(tmp_path):
     assert not still and torch.isfinite(codec.decode(codec.encode(NOISE))).all()
 
 
+def test_a_decoder_trained_further_keeps_codes_and_levels(tmp_path):
+    torch.manual_seed(0)
+    codec = Codec(SMALL)
+    before, codes = {name: p.clone() for name, p in codec.named_parameters()}, codec.eval().encode(NOISE)
+    fit_codec(codec, [ToyWorld(6, seed=0, duration=1.0)], CodecTraining(n_steps=2, batch_size=2, seconds=0.3, warmup_quantizer=0,
+              freeze_encoder=True), tmp_path / "run", progress=False)
+    changed = {name.rsplit(".", 1)[0].split(".")[1] for name, p in codec.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {"waveform"} and torch.equal(codec.encode(NOISE), codes)
+    assert all(torch.equal(p, before[name]) for name, p in codec.named_parameters() if name.startswith("encoder"))
+
+
 def test_codebooks_of_levels_start_from_levels(codec):
     torch.manual_seed(1)
     fresh = Codec(SMALL).train()
@@ -228,3 +239,36 @@ def test_pieces_of_networks_need_no_codec(codec):
         whole = codec.encoder(NOISE)
         pieces = torch.cat(list(run_pieces(codec.encoder, NOISE.split([1, 158, 2, 3839], -1))), -1)
     assert torch.allclose(pieces, whole, atol=1e-4) and F.mse_loss(pieces, whole) < 1e-8
+
+
+@pytest.fixture(scope="module")
+def model():
+    "An untrained model whose codec has band levels"
+    from audiogen_nb import AudioGen, AudioLM
+    from audiogen_nb.hub import POCKET
+    from audiogen_nb.sampling.request import Generation
+    from audiogen_nb.text.hf import load_text_encoder
+    torch.manual_seed(0)
+    return AudioGen(Codec(SMALL), AudioLM(replace(AudioLM.preset("tiny"), n_q=3)), load_text_encoder(POCKET / "text"),
+                    Generation(duration=0.5, max_duration=1.0))
+
+
+def test_a_model_with_levels_is_saved_loaded_and_streamed(model, tmp_path):
+    from audiogen_nb import AudioGen
+    again = AudioGen.from_pretrained(model.save_pretrained(tmp_path / "model"))
+    assert again.codec.config == SMALL
+    sound = model.generate("rain", duration=0.5, seed=1)
+    other = again.generate("rain", duration=0.5, seed=1)
+    whole = sound.abs().max().item()
+    assert sound.shape == (1, 1, 8000) and torch.allclose(sound, other, atol=0.02 * whole)        # float16 weights
+    pieces = torch.cat(list(again.stream("rain", duration=0.5, seed=1)), -1)
+    assert torch.allclose(pieces.reshape(-1), other.reshape(-1), atol=1e-4 * whole)
+
+
+@pytest.mark.parametrize("layout", ["audiocraft", "musicgen"])
+def test_no_other_layout_knows_band_levels(model, layout, tmp_path):
+    from audiogen_nb.peers.audiocraft import save_audiocraft
+    from audiogen_nb.peers.musicgen import save_musicgen
+    with pytest.raises(ValueError, match="band levels|text encoder of transformers"):
+        {"audiocraft": save_audiocraft, "musicgen": save_musicgen}[layout](model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

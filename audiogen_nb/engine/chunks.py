@@ -212,6 +212,28 @@ def _(layer: SkipLSTM) -> Step:
 
     return recur
 
+# %% ../../nbs/engine/chunks.ipynb #0c97601b
+def run_pieces(
+    network: nn.Module,  # an Encoder or Decoder
+    pieces: Iterable[torch.Tensor],  # (B, C, T), cut anywhere along T
+    inlet: Callable[[torch.Tensor], torch.Tensor] = lambda piece: piece, # makes (B, C, T) of each piece
+) -> Iterator[torch.Tensor]: # (B, C', T'), as early as possible; together, what the whole gives
+    "Run a network over pieces, exactly"
+    step, shape = streamed(network), None
+    n_pieces = len(pieces) if isinstance(pieces, Sequence) else None
+    for n, piece in enumerate(pieces, 1):
+        x = inlet(piece).transpose(1, 2)
+        shape = piece.shape[:2] if shape is None else shape
+        if piece.shape[:2] != shape:
+            raise ValueError(
+                f"every piece must have the shape of the first, {list(shape)}, got {list(piece.shape[:2])}"
+            )
+        out = step(x.clone(), n == n_pieces)  # layers may overwrite their input
+        if out.shape[1]:
+            yield out.transpose(1, 2)
+    if n_pieces is None and shape is not None:
+        yield step(x[:, :0], True).transpose(1, 2)
+
 # %% ../../nbs/engine/chunks.ipynb #8aabe7be
 def _windows(hop: int) -> Callable[[torch.Tensor, bool], torch.Tensor]:
     "A step (B, T, 1) -> (B, F, 3 hop): the windows that are complete; the end fills the last frame"
@@ -286,28 +308,6 @@ def _(decoder: LevelledDecoder) -> Step:
 
     return step
 
-# %% ../../nbs/engine/chunks.ipynb #0c97601b
-def run_pieces(
-    network: nn.Module,  # an Encoder or Decoder
-    pieces: Iterable[torch.Tensor],  # (B, C, T), cut anywhere along T
-    inlet: Callable[[torch.Tensor], torch.Tensor] = lambda piece: piece, # makes (B, C, T) of each piece
-) -> Iterator[torch.Tensor]: # (B, C', T'), as early as possible; together, what the whole gives
-    "Run a network over pieces, exactly"
-    step, shape = streamed(network), None
-    n_pieces = len(pieces) if isinstance(pieces, Sequence) else None
-    for n, piece in enumerate(pieces, 1):
-        x = inlet(piece).transpose(1, 2)
-        shape = piece.shape[:2] if shape is None else shape
-        if piece.shape[:2] != shape:
-            raise ValueError(
-                f"every piece must have the shape of the first, {list(shape)}, got {list(piece.shape[:2])}"
-            )
-        out = step(x.clone(), n == n_pieces)  # layers may overwrite their input
-        if out.shape[1]:
-            yield out.transpose(1, 2)
-    if n_pieces is None and shape is not None:
-        yield step(x[:, :0], True).transpose(1, 2)
-
 # %% ../../nbs/engine/chunks.ipynb #e2f4eecd
 def n_finished(
     layer: nn.Module, # as for `streamed`
@@ -316,7 +316,7 @@ def n_finished(
     "How much output a stream has given before its end"
     if isinstance(layer, ResidualUnit):
         return n_finished(layer.block, n)
-    if isinstance(layer, LevelledDecoder):                     # a window needs the frame after, a sound its window
+    if isinstance(layer, LevelledDecoder):       # a window needs the frame after, a frame the window after
         hop = layer.bands.hop_length
         windows = min(n_finished(layer.waveform, n) // hop - 1, n_finished(layer.levels, n))
         return max(0, windows - 1) * hop

@@ -72,7 +72,7 @@ class CodecTraining:
     adversarial_form: str = "audiocraft"  # of `generator_loss`: mean of -D; or "paper": mean of max(0, 1 - D)
     weight_features: float = 4.0
     balance: bool = False     # the weights are shares of the gradient (`Balancer`), not factors of the losses
-    freeze_encoder: bool = False       # train the decoder alone: the codes stay what they are
+    freeze_encoder: bool = False       # train the waveform's decoder alone: codes stay what they are
     only_levels: bool = False          # train what writes and reads band levels: the waveform's codes stay
     seed: int = 0
     checkpoint_every: int = 100        # steps
@@ -206,7 +206,8 @@ def learner_of(
     "The part of a codec that a training changes"
     if settings.only_levels:
         return nn.ModuleList([codec.encoder.levels, codec.decoder.levels])
-    return codec.decoder if settings.freeze_encoder else codec
+    decoder = codec.decoder.waveform if codec.config.level_bands else codec.decoder
+    return decoder if settings.freeze_encoder else codec
 
 @contextmanager
 def exact_quantizer(
