@@ -58,7 +58,7 @@ trial: $(VENV)/.lab ## try the claims of the paper again (hours); results go to 
 codec-race: export MALLOC_MMAP_MAX_ = 0
 codec-race: export MALLOC_TRIM_THRESHOLD_ = 100000000000
 codec-race: export MALLOC_TOP_PAD_ = 500000000
-codec-race: $(VENV)/.lab ## train six codecs against each other (hours); results go to nbs/labs/results/codec_race.json
+codec-race: $(VENV)/.lab ## train seven codecs against each other (hours); results go to nbs/labs/results/codec_race.json
 	@$(BIN)/audiogen-nb fetch-judge && $(BIN)/audiogen-nb fetch-recordings --all
 	@$(BIN)/python -c "from audiogen_nb.lab.codec_race import full_race; full_race('$(RUNS)/codec_race', '$(RUNS)/codec_race.json')"
 	@cp $(RUNS)/codec_race.json nbs/labs/results/codec_race.json

@@ -6,14 +6,14 @@
 __all__ = ['FLOOR', 'MIDDLE', 'SPREAD', 'windows_of', 'overlap_add', 'BandLevels', 'LevelNet', 'LevelledEncoder',
            'LevelledDecoder', 'networks']
 
-# %% ../../nbs/engine/band_levels.ipynb #8750b36b
+# %% ../../nbs/engine/band_levels.ipynb #ea6e4524
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from .seanet import CodecConfig, Decoder, Encoder, PaddedConv, ResidualUnit
 
-# %% ../../nbs/engine/band_levels.ipynb #4a20c287
+# %% ../../nbs/engine/band_levels.ipynb #451aa50c
 def windows_of(
     audio: torch.Tensor, # (B, T), T a multiple of hop_length
     hop_length: int, # H, samples per frame
@@ -28,7 +28,7 @@ def overlap_add(
     before, here, after = windows.unflatten(-1, (3, -1)).unbind(-2)               # (B, F, H) each
     return (F.pad(after[:, :-1], (0, 0, 1, 0)) + here + F.pad(before[:, 1:], (0, 0, 0, 1))).flatten(1)
 
-# %% ../../nbs/engine/band_levels.ipynb #acde36f6
+# %% ../../nbs/engine/band_levels.ipynb #96d0095f
 FLOOR = 1e-12          # of a band's mean power: -120 dB
 
 class BandLevels:
@@ -76,7 +76,7 @@ class BandLevels:
         spectrum = self.spectrum(windows_of(audio[:, 0], self.hop_length))
         return self.joined(self.windows(self.put(spectrum, levels)))[:, None]
 
-# %% ../../nbs/engine/band_levels.ipynb #e2e1d5a5
+# %% ../../nbs/engine/band_levels.ipynb #a2dfb65c
 class LevelNet(nn.Sequential):
     "A convolutional network over frames: (B, n_in, F) -> (B, n_out, F)"
     def __init__(self,
@@ -91,7 +91,7 @@ class LevelNet(nn.Sequential):
         super().__init__(PaddedConv(n_in, width, 3, norm=c.norm), *units, nn.ELU(),
                          PaddedConv(width, n_out, 1, norm=out_norm, gain=gain))
 
-# %% ../../nbs/engine/band_levels.ipynb #786442c5
+# %% ../../nbs/engine/band_levels.ipynb #6e4ced14
 MIDDLE, SPREAD = -5.0, 5.0          # nepers
 
 class LevelledEncoder(nn.Module):
@@ -136,7 +136,7 @@ class LevelledDecoder(nn.Module):
         wanted = self.wanted(self.levels(levels)).transpose(1, 2)
         return self.bands.put_audio(self.waveform(waveform).float(), wanted)
 
-# %% ../../nbs/engine/band_levels.ipynb #394e024b
+# %% ../../nbs/engine/band_levels.ipynb #287c6026
 def networks(
     c: CodecConfig,
 ) -> tuple[nn.Module, nn.Module]: # encoder, decoder
