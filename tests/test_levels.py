@@ -10,11 +10,13 @@ from audiogen_nb.codec.levels import BandLevels, LevelledDecoder, LevelledEncode
 from audiogen_nb.codec.seanet import CodecConfig, Decoder, Encoder
 from audiogen_nb.codec.vq import Codec
 from audiogen_nb.data.toy_kinds import ToyWorld
+from audiogen_nb.hub import POCKET, load_codec
 from audiogen_nb.engine.chunks import StreamingCodec, folded, n_finished, run_pieces, streamed
 from audiogen_nb.train.codec import (CodecTraining, fit_codec, fit_codec_from_config, rebuild_levels, start_level_codebooks,
                                      with_levels)
 from audiogen_nb.train.loop import load_checkpoint, read_log
 from audiogen_nb.train.parts import open_codec
+from audiogen_nb.train.shards import weights_fingerprint
 
 SMALL = replace(Codec.preset("tiny"), level_bands=24, level_streams=1, n_q=3)
 NOISE = 0.1 * torch.randn(2, 1, 4000, generator=torch.Generator().manual_seed(0))
@@ -87,6 +89,13 @@ def test_without_levels_a_codec_is_what_it_was():
     kinds = [type(net) for net in networks(Codec.preset("tiny"))]
     assert kinds == [Encoder, Decoder] and [type(net) for net in networks(SMALL)] == [LevelledEncoder, LevelledDecoder]
     assert CodecConfig().latent_dimension == 128 and SMALL.latent_dimension == 32
+
+
+def test_the_fingerprint_of_a_codec_without_levels_is_what_it_was():
+    "Tokens and runs on disk are known by it"
+    assert weights_fingerprint(load_codec(POCKET)) == "afd9c80b0bbbe615"
+    assert "level" not in repr(Codec.preset("pocket")) and "level_bands=24, level_streams=1" in repr(SMALL)
+    assert eval(repr(SMALL)) == SMALL and eval(repr(CodecConfig())) == CodecConfig()
 
 
 def test_both_halves_reach_the_sound(codec):

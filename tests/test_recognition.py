@@ -16,7 +16,7 @@ from audiogen_nb.files import read_json
 from audiogen_nb.judge.adherence import caption_words, content_stems, read_prompts
 from audiogen_nb.judge.embedding import FunctionEmbedder
 from audiogen_nb.judge.recognition import (
-    Asked, RecordingShelf, asked_kind, chance_of_both, clip_stems, confusion_counts, evaluate_prompts, expected_clips, judge_recognition,
+    Asked, RecordingShelf, asked_kind, chance_of_both, clip_stems, confusion_counts, evaluate_prompts, expected_clips, judge_recognition, mixture_clips,
     judge_sounds, read_asked, real_answers, recognition_rows)
 from audiogen_nb.judge.scores import chance_of_hit, nearest_clips, nearest_hits
 
@@ -222,6 +222,20 @@ def test_kinds_and_confusions(shelf):
 
 # The report
 
+def test_mixtures_are_right_answers_for_both_sounds_and_share_no_file_with_real_ones(shelf):
+    mixtures, real = mixture_clips(shelf, ASKED, 3, 1.0), real_answers(shelf, ASKED, 3, 1.0)
+    pair = next(one for one in ASKED if one.wording == "pair")
+    assert len(mixtures) == 3 and expected_clips([pair], mixtures).all()
+    assert not any(file in clip.name for answer in real for file in answer.files for clip in mixtures)
+    wider = shelf.plus(mixtures)
+    assert len(wider.clips) == len(shelf.clips) + 3 and torch.equal(wider.vectors[: len(shelf.clips)], shelf.vectors)
+    assert shelf.plus([]) is shelf and len(shelf.clips) == 32
+    rows = judge_sounds(wider, [pair], [mixtures[0].audio])
+    assert rows[0]["hit_both"] == 1 and rows[0]["nearest"][0] == mixtures[0].name
+    with pytest.raises(ValueError, match="names that it has not"):
+        shelf.plus(shelf.clips[:1])
+
+
 @pytest.fixture(scope="module")
 def report(shelf, tiny, tmp_path_factory):
     home = tmp_path_factory.mktemp("report")
@@ -235,6 +249,7 @@ def test_a_report_holds_its_protocol_and_every_judgement(report, shelf):
     assert json.loads((home / "r.json").read_text(encoding="utf-8"))["format"] == "audiogen_nb recognition"
     p = made["protocol"]
     assert (p["model"], p["seeds"], p["guidance_scale"], p["seconds"], p["prompts"]) == ("tiny", [0, 7], 1.0, 1.0, 5)
+    assert p["mixtures"] == 4
     assert p["ear"] == "pitch" and p["ear_hash"] == shelf.ear.fingerprint() and p["shelf_clips"] == 32 and "seed" not in p
     judged = made["judgements"]
     assert [row["seed"] for row in judged["generated"]] == [0] * 5 + [7] * 5 and len(list((home / "sounds").rglob("*.flac"))) == 10

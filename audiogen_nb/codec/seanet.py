@@ -8,7 +8,7 @@ __all__ = ['CODEC_PRESETS', 'TYPICAL_RMS', 'keep_variance', 'PaddedConv', 'Chann
 
 # %% ../../nbs/05_seanet.ipynb #f0c276d9
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import nn
@@ -148,6 +148,10 @@ class CodecConfig:
             raise ValueError("level_bands and level_streams go together, and one stream of n_q is for the "
                              "waveform, "
                              f"got {self.level_bands} bands, {self.level_streams} of {self.n_q}")
+
+    def __repr__(self) -> str:     # as it was before there were levels: fingerprints of codecs depend on it
+        shown = [f.name for f in fields(self) if self.level_bands or not f.name.startswith("level_")]
+        return f"CodecConfig({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     @property
     def latent_dimension(self) -> int: return self.dimension * (2 if self.level_bands else 1)

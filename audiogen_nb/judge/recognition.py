@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['WORDINGS', 'Asked', 'read_asked', 'clip_stems', 'expected_clips', 'chance_of_both', 'RecordingShelf', 'judge_sounds',
-           'RealAnswer', 'real_answers', 'recognition_rows', 'asked_kind', 'confusion_counts', 'judge_recognition',
-           'evaluate_prompts']
+           'RealAnswer', 'real_answers', 'mixture_clips', 'recognition_rows', 'asked_kind', 'confusion_counts',
+           'judge_recognition', 'evaluate_prompts']
 
 # %% ../../nbs/labs/recognition.ipynb #256968a3
+import copy
 import csv
 import hashlib
 import io
@@ -140,6 +141,20 @@ class RecordingShelf:
         self.vectors = hear(ear, [self.cut(clip) for clip in self.clips], self.sample_rate, classes=False,
                             progress=progress, what="shelf").vectors
 
+    def plus(self,
+        clips: Sequence[Clip], # of the same sample rate, with other names
+        progress: bool = False, # show a bar
+    ) -> "RecordingShelf": # only what is new was heard
+        "A shelf with more on it"
+        if not clips:
+            return self
+        more, both = RecordingShelf(self.ear, clips, self.seconds, progress), copy.copy(self)
+        both.clips, both.vectors = self.clips + more.clips, torch.cat([self.vectors, more.vectors])
+        both.place = {clip.name: i for i, clip in enumerate(both.clips)}
+        if len(both.place) < len(both.clips) or more.sample_rate != self.sample_rate:
+            raise ValueError("what a shelf gets must have its sample rate and names that it has not")
+        return both
+
     def cut(self, clip: Clip) -> torch.Tensor: # (1, T)
         "The part that is heard, one second at least"
         audio = clip.audio[:, : round(self.seconds * clip.sample_rate)]
@@ -207,25 +222,45 @@ def real_answers(
     seconds: float = 4.0, # the first so many of each recording
 ) -> list[RealAnswer]:
     "Held-out recordings of what is asked for; for pairs mixtures of two"
-    held_out, answers = sorted(split_clips(shelf.clips)[1], key=lambda clip: clip.name), []
-    right, n = expected_clips(asked, held_out), round(seconds * shelf.sample_rate)
-    for i, one in enumerate(asked):
-        g = step_generator(0, i)
-        shuffled = lambda clips: [clips[at] for at in torch.randperm(len(clips), generator=g).tolist()]
-        first, second = (shuffled([clip for clip, fine in zip(held_out, row.tolist()) if fine])
-                         for row in right[:, i])
-        n_made = n_each if one.wording == "pair" else min(n_each, len(first))
-        pairs = [(first[j % len(first)], second[j % len(second)])
-                 for j in range(n_made if first and second else 0)]
-        for a, b in pairs:
-            files = frozenset(clip.group or clip.name for clip in ((a, b) if one.wording == "pair" else (a,)))
-            if one.wording != "pair":
-                answers.append(RealAnswer(one, shelf.cut(a)[:, :n], files))
-            elif len(files) == 2:
-                whole = max(shelf.cut(clip)[:, :n].shape[1] for clip in (a, b))     # no silence behind both
-                parts = (fit_length(clip.audio[:, :n], whole) for clip in (a, b))
-                answers.append(RealAnswer(one, random_mix(*parts, g, min_overlap=0.9), files))
+    held_out = sorted(split_clips(shelf.clips)[1], key=lambda clip: clip.name)
+    return [answer for i, one in enumerate(asked)
+            for answer in _answers(shelf, one, held_out, n_each, seconds, step_generator(0, i))]
+
+def _answers(shelf, one, clips, n_each, seconds, g):
+    "Real sounds for one prompt, made of some clips"
+    n, answers = round(seconds * shelf.sample_rate), []
+    shuffled = lambda some: [some[at] for at in torch.randperm(len(some), generator=g).tolist()]
+    first, second = (shuffled([clip for clip, fine in zip(clips, row.tolist()) if fine])
+                     for row in expected_clips([one], clips)[:, 0])
+    n_made = n_each if one.wording == "pair" else min(n_each, len(first))
+    pairs = [(first[j % len(first)], second[j % len(second)])
+             for j in range(n_made if first and second else 0)]
+    for a, b in pairs:
+        files = frozenset(clip.group or clip.name for clip in ((a, b) if one.wording == "pair" else (a,)))
+        if one.wording != "pair":
+            answers.append(RealAnswer(one, shelf.cut(a)[:, :n], files))
+        elif len(files) == 2:
+            whole = max(shelf.cut(clip)[:, :n].shape[1] for clip in (a, b))     # no silence behind both
+            parts = (fit_length(clip.audio[:, :n], whole) for clip in (a, b))
+            answers.append(RealAnswer(one, random_mix(*parts, g, min_overlap=0.9), files))
     return answers
+
+# %% ../../nbs/labs/recognition.ipynb #aa610688
+def mixture_clips(
+    shelf: RecordingShelf,
+    asked: Sequence[Asked], # those of single sounds are passed over
+    n_each: int = 4, # mixtures for each pair
+    seconds: float = 4.0, # the first so many of each recording
+) -> list[Clip]: # their captions are the words of the two sounds
+    "True mixtures of recordings of the training part"
+    train, made = sorted(split_clips(shelf.clips)[0], key=lambda clip: clip.name), []
+    for i, one in enumerate(asked):
+        if one.wording == "pair":
+            said = tuple(" ".join(words) for words in one.words)
+            for answer in _answers(shelf, one, train, n_each, seconds, step_generator(1, i)):
+                made.append(Clip(answer.audio, shelf.sample_rate, said, " + ".join(said), "a mixture",
+                                 f"mixture {len(made)}: {', '.join(sorted(answer.files))}"))
+    return made
 
 # %% ../../nbs/labs/recognition.ipynb #870cf7b0
 def recognition_rows(
@@ -305,17 +340,19 @@ def judge_recognition(
     with home as folder:
         made = _generated(model, [one.prompt for one in asked], Path(folder), cards, shelf.sample_rate,
                           batch_size, progress)
-    heard = judge_sounds(shelf, asked * len(cards), made, None, progress, "generated")
+    shelves = shelf, shelf.plus(mixture_clips(shelf, asked, seconds=cards[0]["seconds"]))
+    heard = _judged(shelves, asked * len(cards), made, None, progress, "generated")
     judged = {"generated": [{"seed": cards[i // len(asked)]["seed"], **row} for i, row in enumerate(heard)]}
     real = real_answers(shelf, asked, len(cards), cards[0]["seconds"])
     through = codec_round_trip(model, shelf.sample_rate)
     for what, change in (("recordings", lambda audio: audio), ("codec", through)):
         prompts, played, files = zip(*real) if real else ((), (), ())
-        heard = judge_sounds(shelf, prompts, [*map(change, played)], files, progress, what) if real else []
+        heard = _judged(shelves, prompts, [*map(change, played)], files, progress, what)
         judged[what] = [{"made_from": sorted(own), **row} for own, row in zip(files, heard)]
     kinds = {one.prompt: asked_kind(one, shelf.clips) for one in asked if one.wording != "pair"}
     report = {"format": "audiogen_nb recognition",
-              "protocol": _protocol(shelf, asked, cards, str(model.device)),
+              "protocol": _protocol(shelf, asked, cards, str(model.device)) | {
+                  "mixtures": len(shelves[1].clips) - len(shelf.clips)},
               "rows": recognition_rows(judged), "not_judged": _not_judged(judged["generated"]),
               "confusions": {what: confusion_counts(rows, kinds) for what, rows in judged.items()},
               "judgements": judged}
@@ -345,7 +382,7 @@ def _protocol(shelf: RecordingShelf, asked: Sequence[Asked], cards: list[dict], 
     whole, ear = clips_fingerprint([(1.0, shelf.clips)]), shelf.ear
     made_by = {key: value for key, value in cards[0].items() if key != "seed"}
     wanted = json.dumps([[one.wording, one.prompt, one.words] for one in asked])
-    return {"protocol": 1, **made_by, "seeds": [card["seed"] for card in cards],
+    return {"protocol": 2, **made_by, "seeds": [card["seed"] for card in cards],
             "prompts": len(asked), "use": ", ".join(dict.fromkeys(one.use for one in asked)),
             "prompts_hash": hashlib.sha256(wanted.encode()).hexdigest()[:16],
             "shelf_clips": whole["clips"], "shelf_hash": f"{whole['sounds']} {whole['captions']}",
@@ -354,6 +391,17 @@ def _protocol(shelf: RecordingShelf, asked: Sequence[Asked], cards: list[dict], 
             "ear_rate": ear.sample_rate, "ear_numbers": ear.dim,
             "interval": "95 % Wilson, prompts as trials", "device": device, "torch": torch.__version__,
             "python": platform.python_version(), "audiogen_nb": audiogen_nb.__version__}
+
+def _judged(shelves, asked, sounds, made_from, progress, what) -> list[dict]:
+    "Rows of `judge_sounds`: pairs among recordings and mixtures, all others among recordings"
+    made_from, rows = made_from or [frozenset()] * len(asked), {}
+    for shelf, pairs in zip(shelves, (False, True)):
+        places = [i for i, one in enumerate(asked) if (one.wording == "pair") == pairs]
+        if places:
+            found = judge_sounds(shelf, *([some[i] for i in places] for some in (asked, sounds, made_from)),
+                                 progress, what)
+            rows |= dict(zip(places, found))
+    return [rows[i] for i in range(len(asked))]
 
 def _not_judged(rows: Sequence[dict]) -> list[str]:
     "Prompts of which the shelf has no recording"
