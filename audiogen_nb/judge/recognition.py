@@ -376,6 +376,18 @@ def _generated(model, texts, folder: Path, cards, rate: int, batch_size: int, pr
         model, dict(enumerate(texts)), folder / f"seed-{card['seed']}", card, batch_size, progress)]
     return [load_audio(path, rate)[0] for path in paths]
 
+# %% ../../nbs/labs/recognition.ipynb #3fd126bd
+def _judged(shelves, asked, sounds, made_from, progress, what) -> list[dict]:
+    "Rows of `judge_sounds`: pairs among recordings and mixtures, all others among recordings"
+    made_from, rows = made_from or [frozenset()] * len(asked), {}
+    for shelf, pairs in zip(shelves, (False, True)):
+        places = [i for i, one in enumerate(asked) if (one.wording == "pair") == pairs]
+        if places:
+            found = judge_sounds(shelf, *([some[i] for i in places] for some in (asked, sounds, made_from)),
+                                 progress, what)
+            rows |= dict(zip(places, found))
+    return [rows[i] for i in range(len(asked))]
+
 # %% ../../nbs/labs/recognition.ipynb #0a582082
 def _protocol(shelf: RecordingShelf, asked: Sequence[Asked], cards: list[dict], device: str) -> dict:
     "All that the figures depend on"
@@ -391,17 +403,6 @@ def _protocol(shelf: RecordingShelf, asked: Sequence[Asked], cards: list[dict], 
             "ear_rate": ear.sample_rate, "ear_numbers": ear.dim,
             "interval": "95 % Wilson, prompts as trials", "device": device, "torch": torch.__version__,
             "python": platform.python_version(), "audiogen_nb": audiogen_nb.__version__}
-
-def _judged(shelves, asked, sounds, made_from, progress, what) -> list[dict]:
-    "Rows of `judge_sounds`: pairs among recordings and mixtures, all others among recordings"
-    made_from, rows = made_from or [frozenset()] * len(asked), {}
-    for shelf, pairs in zip(shelves, (False, True)):
-        places = [i for i, one in enumerate(asked) if (one.wording == "pair") == pairs]
-        if places:
-            found = judge_sounds(shelf, *([some[i] for i in places] for some in (asked, sounds, made_from)),
-                                 progress, what)
-            rows |= dict(zip(places, found))
-    return [rows[i] for i in range(len(asked))]
 
 def _not_judged(rows: Sequence[dict]) -> list[str]:
     "Prompts of which the shelf has no recording"
