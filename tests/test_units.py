@@ -35,6 +35,20 @@ def features(audio):
     return MFCCFeatures()(audio)
 
 
+@pytest.mark.parametrize("n_units", [8, 24])
+def test_k_means_is_as_good_as_the_one_of_scipy(features, n_units):
+    "Mean squared distance to the nearest centre over three seeds. On 384 frames the better start of k-means++ is worth a tenth"
+    from scipy.cluster.vq import kmeans2
+    x, own, theirs = features.flatten(0, -2).double(), [], []
+    for seed in range(3):
+        book = fit_unit_book(x.float(), n_units, seed=seed)
+        z = (x - book.mean) / book.scale
+        own.append(torch.cdist(z, book.centres.double()).square().amin(1).mean().item())
+        tried = [torch.from_numpy(kmeans2(z.numpy(), n_units, 20, minit="++", rng=3 * seed + i)[0]) for i in range(3)]
+        theirs.append(min(torch.cdist(z, centres).square().amin(1).mean().item() for centres in tried))
+    assert sum(own) < 1.25 * sum(theirs), (own, theirs)
+
+
 @pytest.fixture(scope="module")
 def codec(audio, features):
     torch.manual_seed(0)
