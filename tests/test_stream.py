@@ -424,23 +424,37 @@ for n, _ in enumerate(crops_loader(crops, 4, n_workers=2)):
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-def test_ctrl_c_ends_the_run_and_its_workers(minute):
-    run = subprocess.Popen([sys.executable, "-c", INTERRUPTED, minute], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                           start_new_session=True)
-    try:
-        workers = [int(pid) for pid in run.stdout.readline().split()]
-        for _ in range(8):                                          # Python loses an interrupt that falls into a destructor
-            os.killpg(run.pid, signal.SIGINT)                       # as a terminal does: to all of them
+def interrupted(minute, folder, n_interrupts=4):
+    "Workers of a run that got Ctrl-C, what it said, and whether it ended; one that did not says where it stands"
+    with open(folder / "said", "w+", encoding="utf-8") as said:       # a pipe would stay open as long as a worker lives
+        run = subprocess.Popen([sys.executable, "-X", "faulthandler", "-c", INTERRUPTED, minute], stdout=subprocess.PIPE, stderr=said,
+                               text=True, start_new_session=True)
+        workers, ended = [int(pid) for pid in run.stdout.readline().split()], False
+        for _ in range(n_interrupts):                                   # Python loses an interrupt that falls into a destructor
+            os.killpg(run.pid, signal.SIGINT)                           # as a terminal does: to all of them
             try:
-                _, said = run.communicate(timeout=20)               # a loaded machine is slow, not stuck
+                run.wait(timeout=20)                                    # a loaded machine is slow, not stuck
+                ended = True
                 break
             except subprocess.TimeoutExpired:
                 continue
-        else:
-            pytest.fail("eight interrupts did not end the run")
-    finally:
-        run.kill()
+        if not ended:
+            run.send_signal(signal.SIGABRT)
+            run.wait(timeout=20)
+            for pid in workers:
+                os.kill(pid, signal.SIGKILL)
+        run.stdout.close()
+        said.seek(0)
+        return workers, said.read(), ended
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_ctrl_c_ends_the_run_and_its_workers(minute, tmp_path):
+    tries = []
+    while len(tries) < 3 and not (tries and tries[-1][2]):              # PyTorch's loader can lose a worker's last message
+        tries.append(interrupted(minute, tmp_path))
+    workers, said, ended = tries[-1]
+    assert ended, "three runs did not end at Ctrl-C; where they stood:\n" + "\n".join(text for _, text, _ in tries)
     # one for the run, none for its workers (a worker that was handing over data may say that its pipe broke)
     assert len(workers) == 2 and said.splitlines().count("KeyboardInterrupt") == 1, said
     deadline = time.monotonic() + 10
