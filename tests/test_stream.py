@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import warnings
+from contextlib import suppress
 from itertools import islice
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -442,7 +443,8 @@ def interrupted(minute, folder, n_interrupts=4):
             run.send_signal(signal.SIGABRT)
             run.wait(timeout=20)
             for pid in workers:
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         run.stdout.close()
         said.seek(0)
         return workers, said.read(), ended
@@ -451,7 +453,7 @@ def interrupted(minute, folder, n_interrupts=4):
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_ctrl_c_ends_the_run_and_its_workers(minute, tmp_path):
     tries = []
-    while len(tries) < 3 and not (tries and tries[-1][2]):              # PyTorch's loader can lose a worker's last message
+    while len(tries) < 3 and not (tries and tries[-1][2]):              # seldom one does not end; why is not known
         tries.append(interrupted(minute, tmp_path))
     workers, said, ended = tries[-1]
     assert ended, "three runs did not end at Ctrl-C; where they stood:\n" + "\n".join(text for _, text, _ in tries)

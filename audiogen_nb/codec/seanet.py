@@ -145,9 +145,9 @@ class CodecConfig:
         if self.norm not in ("layer", "weight", "none"):
             raise ValueError(f"norm must be 'layer', 'weight' or 'none', got {str(self.norm)[:80]!r}")
         if bool(self.level_bands) != bool(self.level_streams) or self.level_streams >= self.n_q:
-            raise ValueError("level_bands and level_streams go together, and one stream of n_q is for the "
-                             "waveform, "
-                             f"got {self.level_bands} bands, {self.level_streams} of {self.n_q}")
+            raise ValueError(
+                "level_bands and level_streams go together, and one stream of n_q is for the waveform, "
+                f"got {self.level_bands} bands, {self.level_streams} of {self.n_q} streams")
 
     def __repr__(self) -> str:     # as it was before there were levels: fingerprints of codecs depend on it
         shown = [f.name for f in fields(self) if self.level_bands or not f.name.startswith("level_")]
