@@ -107,14 +107,18 @@ class LevelledEncoder(nn.Module):
         "The levels that are to be written"
         return self.bands.of(self.bands.spectrum(windows.float()))
 
+    def measure_audio(self, audio: torch.Tensor) -> torch.Tensor: # (B, 1, T) -> (B, F, bands)
+        "The same of whole audio; the last frame is filled with silence"
+        hop = self.bands.hop_length
+        return self.measure(windows_of(F.pad(audio[:, 0], (0, -audio.shape[-1] % hop)), hop))
+
     def scaled(self, levels: torch.Tensor) -> torch.Tensor: # (B, F, bands), of the same shape
         "Levels as the network takes them"
         return ((levels - MIDDLE) / SPREAD).to(self.levels[0].conv.weight)
 
     def forward(self, audio: torch.Tensor) -> torch.Tensor:
         "Both halves"
-        whole = F.pad(audio[:, 0], (0, -audio.shape[-1] % self.bands.hop_length))
-        levels = self.measure(windows_of(whole, self.bands.hop_length))
+        levels = self.measure_audio(audio)
         return torch.cat([self.levels(self.scaled(levels).transpose(1, 2)), self.waveform(audio)], 1)
 
 class LevelledDecoder(nn.Module):

@@ -22,7 +22,6 @@ from torch.nn import functional as F
 from ..codec.adversarial import DISCRIMINATOR_PRESETS, GENERATOR_FORMS
 from ..codec.balancer import Balancer
 from ..codec.codebook import CodebookUse
-from ..codec.levels import windows_of
 from ..codec.losses import MelLoss
 from ..codec.vq import Codec, ResidualQuantizer, frames_of
 from ..data.clips import Clip
@@ -135,18 +134,13 @@ def _level_latent(codec, levels):
     own = codec.encoder.levels(codec.encoder.scaled(levels).transpose(1, 2)).float()
     return F.pad(own, (0, 0, 0, codec.config.dimension))
 
-def _measured(codec, audio):
-    "(B, 1, T) -> (B, F, bands)"
-    hop = codec.hop_length
-    return codec.encoder.measure(windows_of(F.pad(audio[:, 0], (0, -audio.shape[-1] % hop)), hop))
-
 def rebuild_levels(
     codec: Codec, # with band levels, in training mode
     audio: torch.Tensor, # (B, 1, T)
     quantize: bool = True, # False: plain autoencoder
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     "Reconstructed levels (B, F, bands), commitment loss () and codes (B, level_streams, F) if there are any"
-    latent, commitment, codes = _level_latent(codec, _measured(codec, audio)), None, None
+    latent, commitment, codes = _level_latent(codec, codec.encoder.measure_audio(audio)), None, None
     if quantize:
         with torch.autocast(audio.device.type, enabled=False):
             quantized = _level_quantizer(codec)(latent)
@@ -161,7 +155,7 @@ def start_level_codebooks(
     generator: torch.Generator, # for the random start of k-means
 ) -> None:
     "k-means on the levels' half of the latents of several batches"
-    latents = [_level_latent(codec, _measured(codec, audio)) for audio in batches]
+    latents = [_level_latent(codec, codec.encoder.measure_audio(audio)) for audio in batches]
     vectors = torch.cat([latent.transpose(1, 2).flatten(0, 1) for latent in latents])        # (N, 2 D)
     _level_quantizer(codec).start_from(vectors, generator)
 
@@ -296,7 +290,7 @@ class CodecTrainer:
 def _losses(trainer, audio, rebuilt):
     "What is to be made small, but for the adversary's part"
     if trainer.settings.only_levels:
-        return {"levels": (rebuilt - _measured(trainer.codec, audio)).abs().mean()}
+        return {"levels": (rebuilt - trainer.codec.encoder.measure_audio(audio)).abs().mean()}
     level = sum_over_processes(audio.abs().mean()) / world_size()
     return reconstruction_losses(audio, rebuilt, trainer.mel_loss, level)
 
