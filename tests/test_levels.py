@@ -168,11 +168,15 @@ def level_run(tmp_path, start, **changes):
     return fit_codec_from_config(tmp_path / "c.json", tmp_path / "levels", False, start_from=start)
 
 
-def test_a_training_of_levels_learns_and_leaves_the_waveform_alone(tmp_path):
+def first_run(tmp_path):
     (tmp_path / "first.json").write_text(json.dumps({
         "codec": "tiny", "data": {"recordings": False, "toy": 6, "toy_seconds": 1.0},
         "training": {"n_steps": 3, "batch_size": 2, "seconds": 0.3, "warmup_quantizer": 1}}))
-    plain = fit_codec_from_config(tmp_path / "first.json", tmp_path / "first", False)
+    return fit_codec_from_config(tmp_path / "first.json", tmp_path / "first", False)
+
+
+def test_a_training_of_levels_learns_and_leaves_the_waveform_alone(tmp_path):
+    plain = first_run(tmp_path)
     codec = level_run(tmp_path, tmp_path / "first")
     log = read_log(tmp_path / "levels")
     assert sum(r["levels"] for r in log[-5:]) < 0.7 * sum(r["levels"] for r in log[:5])
@@ -189,10 +193,11 @@ def test_a_training_of_levels_learns_and_leaves_the_waveform_alone(tmp_path):
 def test_a_training_of_levels_goes_on_where_it_was(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    whole = level_run(tmp_path / "one", None, schedule="constant")
-    level_run(tmp_path / "two", None, schedule="constant", n_steps=20)
+    first_run(tmp_path)
+    whole = level_run(tmp_path / "one", tmp_path / "first", schedule="constant")
+    level_run(tmp_path / "two", tmp_path / "first", schedule="constant", n_steps=20)
     assert load_checkpoint(tmp_path / "two" / "levels" / "checkpoint.pt", {"codec": Codec(SMALL)}) == 20
-    again = level_run(tmp_path / "two", None, schedule="constant")
+    again = level_run(tmp_path / "two", tmp_path / "first", schedule="constant")
     assert len(read_log(tmp_path / "two" / "levels")) == 30
     assert torch.equal(whole.decode(whole.encode(NOISE)), again.decode(again.encode(NOISE)))
 
@@ -202,6 +207,12 @@ def test_a_training_of_levels_goes_on_where_it_was(tmp_path):
 def test_settings_that_levels_have_no_use_for_are_refused(changes):
     with pytest.raises(ValueError, match="only_levels has one loss"):
         CodecTraining(only_levels=True, **changes)
+
+
+def test_levels_are_given_to_a_finished_codec(tmp_path):
+    with pytest.raises(ValueError, match="only_levels gives band levels to a finished codec: pass start_from"):
+        level_run(tmp_path, None)
+    assert not (tmp_path / "levels").exists()
 
 
 def test_levels_of_a_codec_without_are_refused(tmp_path):

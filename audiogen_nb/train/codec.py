@@ -170,14 +170,12 @@ def with_levels(
     wider = Codec(replace(c, level_bands=level_bands, level_streams=level_streams, n_q=c.n_q + level_streams))
     wider.encoder.waveform.load_state_dict(codec.encoder.state_dict())
     wider.decoder.waveform.load_state_dict(codec.decoder.state_dict())
-    half = (c.dimension, 0)                                              # zeros where the levels are
-    for k, book in enumerate(wider.quantizer.codebooks):
-        old = codec.quantizer.codebooks[k - level_streams] if k >= level_streams else None
-        if old is None:
-            book.entries[:, c.dimension :] = book.total[:, c.dimension :] = 0.0
-        else:
-            book.entries.copy_(F.pad(old.entries, half)), book.total.copy_(F.pad(old.total, half))
-            book.count.copy_(old.count)
+    books = wider.quantizer.codebooks
+    for book in books[:level_streams]:
+        book.entries[:, c.dimension :] = book.total[:, c.dimension :] = 0.0
+    for book, old in zip(books[level_streams:], codec.quantizer.codebooks):
+        book.entries.copy_(F.pad(old.entries, (c.dimension, 0)))          # zeros where the levels are
+        book.total.copy_(F.pad(old.total, (c.dimension, 0))), book.count.copy_(old.count)
     return wider.eval()
 
 # %% ../../nbs/engine/codec_training.ipynb #b41a8c5e
@@ -494,6 +492,9 @@ def fit_codec_from_config(
     machine = read_settings(Machine, {**config.pop("machine", {}), **(machine or {})}, "machine")
     if settings.freeze_encoder and start_from is None:
         raise ValueError("freeze_encoder trains the decoder of a finished codec: "
+                         "pass start_from (--start-from): its run's folder, or a model")
+    if settings.only_levels and start_from is None:
+        raise ValueError("only_levels gives band levels to a finished codec: "
                          "pass start_from (--start-from): its run's folder, or a model")
     torch.manual_seed(fold_seed(settings.seed))
     codec = Codec(read_shape(config["codec"], Codec, f"{config_path}, codec"))
