@@ -215,6 +215,15 @@ def test_levels_are_given_to_a_finished_codec(tmp_path):
     assert not (tmp_path / "levels").exists()
 
 
+def test_levels_do_not_take_the_waveforms_streams_away(tmp_path):
+    first_run(tmp_path)
+    (tmp_path / "c.json").write_text(json.dumps({
+        "codec": {"preset": "tiny", "level_bands": 24, "level_streams": 1, "n_q": 2},
+        "data": {"recordings": False, "toy": 4, "toy_seconds": 1.0}, "training": {"only_levels": True, "n_steps": 4}}))
+    with pytest.raises(ValueError, match="they are 3 of 32; set n_q and card so, got 2 of 32"):
+        fit_codec_from_config(tmp_path / "c.json", tmp_path / "levels", False, start_from=tmp_path / "first")
+
+
 def test_levels_of_a_codec_without_are_refused(tmp_path):
     with pytest.raises(ValueError, match="set level_bands and level_streams"):
         fit_codec(Codec(Codec.preset("tiny")), [ToyWorld(4, seed=0, duration=1.0)], CodecTraining(only_levels=True, n_steps=2),
