@@ -518,8 +518,9 @@ def _take_over(codec, start_from, s):
     state = other.state_dict()
     if other.config != codec.config:
         if s.only_levels:
-            raise ValueError("only_levels keeps the waveform's codebooks: with those of the levels they are "
-                             f"{other.n_q} of {other.card}; set n_q and card so, got {codec.n_q} of {codec.card}")
+            raise ValueError(
+                "only_levels keeps the waveform's codebooks: with those of the levels they are "
+                f"{other.n_q} of {other.card}; set n_q and card so, got {codec.n_q} of {codec.card}")
         if not s.warmup_quantizer:
             raise ValueError(f"{start_from} has {other.n_q} codebooks of {other.card}: for others, "
                              "set warmup_quantizer to 1, and k-means starts them")
