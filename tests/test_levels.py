@@ -13,9 +13,11 @@ from audiogen_nb.data.toy_kinds import ToyWorld
 from audiogen_nb.hub import POCKET, load_codec
 from audiogen_nb.engine.chunks import StreamingCodec, folded, n_finished, run_pieces, streamed
 from audiogen_nb.train.codec import (CodecTraining, fit_codec, fit_codec_from_config, rebuild_levels, start_level_codebooks,
-                                     with_levels)
+                                     with_levels, without_levels)
 from audiogen_nb.train.loop import load_checkpoint, read_log
+from audiogen_nb.lab.codec_race import _waveform_run
 from audiogen_nb.train.parts import open_codec
+from audiogen_nb.train.runs import read_recipe
 from audiogen_nb.train.shards import weights_fingerprint
 
 SMALL = replace(Codec.preset("tiny"), level_bands=24, level_streams=1, n_q=3)
@@ -93,7 +95,7 @@ def test_without_levels_a_codec_is_what_it_was():
 
 def test_the_fingerprint_of_a_codec_without_levels_is_what_it_was():
     "Tokens and runs on disk are known by it"
-    assert weights_fingerprint(load_codec(POCKET)) == "afd9c80b0bbbe615"
+    assert weights_fingerprint(without_levels(load_codec(POCKET))) == "afd9c80b0bbbe615"
     assert "level" not in repr(Codec.preset("pocket")) and "level_bands=24, level_streams=1" in repr(SMALL)
     assert eval(repr(SMALL)) == SMALL and eval(repr(CodecConfig())) == CodecConfig()
 
@@ -222,6 +224,35 @@ def test_levels_do_not_take_the_waveforms_streams_away(tmp_path):
         "data": {"recordings": False, "toy": 4, "toy_seconds": 1.0}, "training": {"only_levels": True, "n_steps": 4}}))
     with pytest.raises(ValueError, match="they are 3 of 32; set n_q and card so, got 2 of 32"):
         fit_codec_from_config(tmp_path / "c.json", tmp_path / "levels", False, start_from=tmp_path / "first")
+
+
+def test_taking_levels_away_gives_the_codec_back(tmp_path):
+    plain = first_run(tmp_path)
+    wider = level_run(tmp_path, tmp_path / "first")
+    again = without_levels(wider)
+    assert again.config == plain.config and without_levels(again) is again
+    assert all(torch.equal(x, plain.state_dict()[name]) for name, x in again.state_dict().items())
+    assert torch.equal(again.decode(again.encode(NOISE)), plain.decode(plain.encode(NOISE)))
+
+
+def test_a_training_without_levels_begins_with_the_waveforms_half(tmp_path):
+    plain = first_run(tmp_path)
+    level_run(tmp_path, tmp_path / "first")
+    (tmp_path / "c.json").write_text(json.dumps({
+        "codec": "tiny", "data": {"recordings": False, "toy": 4, "toy_seconds": 1.0},
+        "training": {"n_steps": 1, "batch_size": 2, "seconds": 0.3, "warmup_quantizer": 0, "freeze_encoder": True}}))
+    codec = fit_codec_from_config(tmp_path / "c.json", tmp_path / "third", False, start_from=tmp_path / "levels")
+    assert torch.equal(codec.encode(NOISE), plain.encode(NOISE))
+
+
+def test_a_race_begins_with_the_waveforms_half(tmp_path):
+    first_run(tmp_path)
+    level_run(tmp_path, tmp_path / "first")
+    assert _waveform_run(tmp_path / "first", tmp_path / "begin") == tmp_path / "first"
+    begin = open_codec(_waveform_run(tmp_path / "levels", tmp_path / "begin"))
+    assert begin.config == open_codec(tmp_path / "first").config
+    assert torch.equal(begin.encode(NOISE), open_codec(tmp_path / "first").encode(NOISE))
+    assert len(read_recipe(tmp_path / "begin")) == 3
 
 
 def test_levels_of_a_codec_without_are_refused(tmp_path):

@@ -10,7 +10,7 @@ __all__ = ['COMMON', 'GENTLE', 'AHEAD', 'WHOLE', 'EIGHT', 'LEVELS', 'VARIANTS', 
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -24,9 +24,10 @@ from ..judge.embedding import load_embedder
 from ..judge.quality import align, opus_round_trip
 from ..judge.recognition import RecordingShelf
 from ..judge.scores import jackknife_interval
-from ..train.codec import fit_codec_from_config
-from ..train.loop import read_log
-from ..train.parts import open_codec
+from ..train.codec import fit_codec_from_config, without_levels
+from ..train.loop import read_log, save_checkpoint
+from ..train.parts import codec_origin, open_codec
+from ..train.runs import record_recipe
 
 # %% ../../nbs/labs/codec_race.ipynb #c0dec00b
 @dataclass(frozen=True)
@@ -143,6 +144,7 @@ def run_race(
 ) -> dict[str, dict]: # name -> scores, difference from the first, mel distance, SI-SDR, training
     "All trainings one after another, and everything judged"
     files, done = [clip.group or clip.name for clip in held_out], read_json(out) if Path(out).exists() else {}
+    first = _waveform_run(first, Path(folder) / "first")
     begun = shelf.scores(held_out, rebuild_clips(shelf, held_out, through(open_codec(first))))
     def row(name, make, fit=None):
         if name in done: return
@@ -165,6 +167,19 @@ def run_race(
         place = Path(folder) / name.replace(" ", "_")
         row(name, lambda: _of_codec(open_codec(place)), lambda: fit_variant(name, folder, first, **settings))
     return done
+
+# %% ../../nbs/labs/codec_race.ipynb #c0dec0f1
+def _waveform_run(first, folder):
+    "The codec itself, or, of one with band levels, its waveform's half as a run of no steps"
+    codec = open_codec(first)
+    if not codec.config.level_bands:
+        return first
+    plain, origin = without_levels(codec), codec_origin(first)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(folder / "checkpoint.pt", 0, {"codec": plain})
+    config = {"codec": {"preset": "pocket", **asdict(plain.config)}, "training": {"n_steps": 0}}
+    record_recipe(folder, config, origin if isinstance(origin, list) else [origin])
+    return folder
 
 def _of_codec(codec):
     "A codec as a round trip, and its rate"

@@ -25,12 +25,14 @@ from ..data.mixing import JOINERS, join_captions, random_mix
 from ..data.toy import seed_of
 from ..data.toy_kinds import toy_clip
 from ..files import atomic_path
+from ..hub import POCKET, load_codec
 from ..judge.listener import Listener, disturb
 from ..judge.listening import student_quantile
 from ..lm.transformer import AudioLM, LMConfig
 from ..pipeline import AudioGen
 from ..sampling.request import Generation, fold_seed, step_generator
 from ..text.encoders import TextEncoder
+from ..train.codec import without_levels
 from ..train.lm import LMTraining, fit_lm
 from ..train.loop import warmup_cosine
 from ..train.tokens import TokenCache
@@ -80,8 +82,8 @@ def mixture_clip(
 def coarse_codec(
     n_q: int = 2, # streams that stay
 ) -> Codec:
-    "The bundled codec with its first codebooks only"
-    whole = AudioGen.from_pretrained("pocket").codec
+    "The waveform's half of the bundled codec, with its first codebooks only"
+    whole = without_levels(load_codec(POCKET))
     codec, state = Codec(replace(whole.config, n_q=n_q)), whole.state_dict()
     codec.load_state_dict({name: state[name] for name in codec.state_dict()})
     return codec.eval()
