@@ -102,7 +102,7 @@ class CodecLatents:
     def __init__(self,
         codec: Codec, # trained
     ):
-        self.codec, self.dim = copy.deepcopy(codec).eval(), codec.config.dimension
+        self.codec, self.dim = copy.deepcopy(codec).eval(), codec.config.latent_dimension
         self.sample_rate, self.hop_length = codec.sample_rate, codec.hop_length
 
     @torch.no_grad()
