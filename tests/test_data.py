@@ -710,3 +710,16 @@ def test_collate():
 
 def test_table_ships_beside_the_module():
     assert (PACKAGE / "recordings.csv").is_file()
+
+
+@pytest.mark.parametrize("kind", TOY_KINDS)
+def test_a_toy_is_the_same_sound_whatever_the_number_of_threads(kind):
+    n_threads, sounds = torch.get_num_threads(), []
+    try:
+        for n in (1, 2, 5):
+            torch.set_num_threads(n)
+            sounds.append(toy_clip(kind, 3).audio)
+            assert torch.get_num_threads() == n
+    finally:
+        torch.set_num_threads(n_threads)
+    assert torch.equal(sounds[0], sounds[1]) and torch.equal(sounds[0], sounds[2])

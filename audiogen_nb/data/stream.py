@@ -9,7 +9,6 @@ __all__ = ['fill_clip', 'Mixing', 'check_groups', 'CaptionedCrops', 'draw_item',
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 
@@ -21,6 +20,7 @@ from ..arguments import real_number, whole_number
 from .clips import Clip, collate, random_crop
 from .mixing import join_captions, random_mix
 from .refs import ClipRef, PackedRefs, SoundSet
+from ..engine.surroundings import one_thread
 from ..sampling.request import step_generator
 from ..sound import fade, fit_length, level_db, set_level
 
@@ -159,18 +159,6 @@ def _source(clips, rate, power, max_unreadable):
         clips = SoundSet(refs, rate or getattr(clips, "sample_rate", None))
     return _OnDisk(clips, power, max_unreadable)
 
-@contextmanager
-def _one_thread():
-    "Sums of one order, whatever the process that computes them"
-    n_threads = torch.get_num_threads()
-    if n_threads > 1:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        if n_threads > 1:
-            torch.set_num_threads(n_threads)
-
 # %% ../../nbs/engine/streaming.ipynb #93bbfb83
 class CaptionedCrops(Dataset):
     "Training items without end: item i is a function of (seed, i) alone, whoever draws it and when"
@@ -201,7 +189,7 @@ class CaptionedCrops(Dataset):
     def __getitem__(self,
         i: int, # from 0 on
     ) -> tuple[Tensor, list[str]]: # audio (1, n_samples), phrasings of its caption
-        with _one_thread():
+        with one_thread():
             return self.draw(step_generator(self.seed, whole_number(i, "the number of an item", 0)))
 
     def draw(self,

@@ -18,6 +18,7 @@ import torch
 from torch import Generator, Tensor
 
 from .clips import Clip
+from ..engine.surroundings import one_thread
 from ..sound import fade, set_level
 
 # %% ../../nbs/worlds/toy.ipynb #956df59b
@@ -209,6 +210,7 @@ def _check_toy(spec: ToyKind, n: int, sample_rate: int, params: dict[str, float]
         raise ValueError(f"onset must lie between 0 and the duration of {n / sample_rate:g} s, got {onset}")
 
 # %% ../../nbs/worlds/toy.ipynb #f2949545
+@one_thread()
 def render_toy(
     spec: ToyKind, # one of the values of TOY_KINDS
     seed: int, # fixes everything that is not given
