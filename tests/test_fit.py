@@ -17,15 +17,17 @@ import pytest
 import torch
 
 from audiogen_nb import Codec
+from audiogen_nb.data.clips import Clip
 from audiogen_nb.data.toy_kinds import ToyWorld
+from audiogen_nb.engine.chunks import lookahead
 from audiogen_nb.train.loop import load_checkpoint, read_log, run_steps
 from audiogen_nb.train.runs import read_config
 from audiogen_nb.train.runs import read_settings
 from audiogen_nb.train.codec_step import Adversary, codec_batch
 from audiogen_nb.train.codec import CodecTrainer, CodecTraining, diagnose, fit_codec_from_config
 from audiogen_nb.sound import save_audio
-from audiogen_nb.train.shards import TokenShards
-from audiogen_nb.train.tokens import TokenCache, cached_tokens, check_captions, make_tokens
+from audiogen_nb.train.shards import OnlineTokens, TokenShards
+from audiogen_nb.train.tokens import TokenCache, cached_tokens, check_captions, drawn_crops, make_tokens
 
 CONFIGS = Path(__file__).parent.parent / "audiogen_nb" / "configs"
 TOY = {"recordings": False, "toy": 10, "toy_seconds": 0.6}
@@ -530,3 +532,33 @@ def test_kept_states_know_the_tokenizer_and_the_layers(tiny, tmp_path):
         return encoder.fingerprint()
     names |= {other(), other(False), other(heads=2)}
     assert len(names) == 4 and other() == other()
+
+
+@pytest.mark.parametrize("levels", [0, 24])
+def test_the_codes_of_a_crop_know_that_the_sound_goes_on(levels):
+    "The last codes are those of the uncut sound, in memory and on the fly"
+    torch.manual_seed(0)
+    config = replace(Codec.preset("tiny"), level_bands=levels, level_streams=int(levels > 0), n_q=3)
+    codec = Codec(config).eval()
+    after = lookahead(codec.encoder, codec.hop_length)
+    rate, n = codec.sample_rate, codec.sample_rate // 2
+    sound = 0.1 * torch.randn(1, n + after, generator=torch.Generator().manual_seed(1))
+    clips = [Clip(sound, rate, ("a hiss",), "hiss", name="hiss")]
+    tokens = make_tokens(codec, [(1.0, clips)], 2, 0.5, 0.0, progress=False)
+    crops = drawn_crops([(1.0, clips)], 0.5, 0.0, 0, codec)
+    n_frames = -(-n // codec.hop_length)
+    assert tokens.codes.shape[-1] == n_frames == crops.n_frames and after >= codec.hop_length
+    item = crops[0][0][None]                                       # faded in at its beginning
+    longer = torch.cat([item, 0.1 * torch.randn(1, 1, n)], -1)
+    assert torch.equal(tokens.codes[:1].long(), codec.encode(longer)[..., :n_frames])
+    assert not torch.equal(tokens.codes[:1].long(), codec.encode(item[..., :n]))
+    assert torch.equal(OnlineTokens(codec, (), crops.n_frames).encode(item), tokens.codes[:1].long())
+
+
+def test_tokens_know_how_they_were_balanced(tmp_path):
+    torch.manual_seed(0)
+    codec, world = Codec(Codec.preset("tiny")).eval(), list(ToyWorld(6, seed=0, duration=0.3))
+    plain, even = (cached_tokens(tmp_path / str(b), codec, [(1.0, world)], 4, 0.2, balance=b, progress=False) for b in (0.0, 1.0))
+    assert plain.made_from["balance"] == 0.0 and even.made_from["balance"] == 1.0
+    with pytest.raises(ValueError, match="balance changed"):
+        cached_tokens(tmp_path / "0.0", codec, [(1.0, world)], 4, 0.2, balance=1.0, progress=False, replace=False)

@@ -463,3 +463,20 @@ def test_ctrl_c_ends_the_run_and_its_workers(minute, tmp_path):
     while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
+def test_rare_kinds_are_drawn_as_often_as_asked(balance):
+    clips = [Clip(torch.full((1, 400), 0.1 + 0.8 * (kind == "rare")), RATE, (kind,), kind, name=f"{kind}/{i}")
+             for kind, n in (("common", 16), ("rare", 1)) for i in range(n)]
+    crops = CaptionedCrops([(1.0, clips)], 400, RATE, Mixing(0.0), balance=balance)
+    n = 2000
+    share = sum(crops[i][1] == ["rare"] for i in range(n)) / n
+    expected = 1 / (1 + 16 ** (1 - balance))
+    assert abs(share - expected) < 5 * (expected * (1 - expected) / n) ** 0.5
+
+
+@pytest.mark.parametrize("balance", [-0.1, 1.5, "all"])
+def test_a_balance_that_is_none_is_refused(balance):
+    with pytest.raises((ValueError, TypeError), match="balance"):
+        CaptionedCrops([(1.0, [Clip(torch.ones(1, 400), RATE, ("a",), "a")])], 400, RATE, balance=balance)

@@ -8,6 +8,7 @@ __all__ = ['fill_clip', 'Mixing', 'check_groups', 'CaptionedCrops', 'draw_item',
 # %% ../../nbs/engine/streaming.ipynb #99a935bf
 import signal
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -80,19 +81,24 @@ def _pick(n, sums, generator):
     where = sums[-1] * torch.rand(1, generator=generator, dtype=torch.float64)
     return min(torch.searchsorted(sums, where, right=True).item(), n - 1)
 
-def _running_sums(durations, power):
-    "Of durations ** power; a clip without a duration is never drawn"
+def _running_sums(durations, power, balance=0.0, clips=()):
+    "Of durations ** power / (clips of the kind) ** balance; a clip without a duration is never drawn"
     if not (durations > 0).any():
         raise ValueError(f"none of {len(durations)} clips has a duration: no file can be read")
-    return torch.where(durations > 0, durations ** power, 0.0).cumsum(0)
+    weights = torch.where(durations > 0, durations ** power, 0.0)
+    if balance:
+        n_of = Counter(clip.kind for clip in clips)
+        weights = weights / torch.tensor([n_of[clip.kind] for clip in clips]) ** balance
+    return weights.cumsum(0)
 
 # %% ../../nbs/engine/streaming.ipynb #0ac6eb7d
 class _InMemory:
     "A group of clips with their samples"
-    def __init__(self, clips, power):
+    def __init__(self, clips, power, balance):
         self.clips, self.sums, self.faults = clips, None, torch.zeros(0)
-        if power:
-            self.sums = _running_sums(torch.tensor([c.seconds for c in clips], dtype=torch.float64), power)
+        if power or balance:
+            durations = torch.tensor([c.seconds for c in clips], dtype=torch.float64)
+            self.sums = _running_sums(durations, power, balance, clips)
 
     def take(self, rate, window, generator):
         "(audio, rate, captions) of a clip"
@@ -108,10 +114,10 @@ _SILENCES = 4                                            # silent windows that a
 
 class _OnDisk:
     "A group of clips that stay in their files"
-    def __init__(self, clips, power, max_unreadable):
+    def __init__(self, clips, power, balance, max_unreadable):
         self.clips, self.sums, self.max_unreadable = clips, None, max_unreadable
-        if power:
-            self.sums = _running_sums(clips.durations, power)
+        if power or balance:
+            self.sums = _running_sums(clips.durations, power, balance, clips.refs)
         self.faults = torch.zeros(len(clips), dtype=torch.uint8).share_memory_()    # seen by all workers
 
     def take(self, rate, window, generator):
@@ -149,15 +155,15 @@ def _part(ref, rate, n_samples, generator):
     start = torch.randint(spare + 1, (1,), generator=generator).item()
     return ref.load(rate, start / rate, n_samples / rate).audio
 
-def _source(clips, rate, power, max_unreadable):
+def _source(clips, rate, power, balance, max_unreadable):
     "A group to draw from, by what it is"
     listed = isinstance(clips, (list, tuple)) and len(clips) and isinstance(clips[0], ClipRef)
     refs = clips if listed or isinstance(clips, PackedRefs) else getattr(clips, "refs", None)
     if refs is None or not len(clips):
-        return _InMemory(clips, power)
+        return _InMemory(clips, power, balance)
     if not isinstance(clips, SoundSet):
         clips = SoundSet(refs, rate or getattr(clips, "sample_rate", None))
-    return _OnDisk(clips, power, max_unreadable)
+    return _OnDisk(clips, power, balance, max_unreadable)
 
 # %% ../../nbs/engine/streaming.ipynb #93bbfb83
 class CaptionedCrops(Dataset):
@@ -170,7 +176,8 @@ class CaptionedCrops(Dataset):
         level: tuple[float, float] = (-26.0, -18.0), # dBFS, uniform
         seed: int = 0,
         fill: bool = True, # `fill_clip`; False: bare crops without fades and repeats, as a codec learns from
-        duration_power: float = 0.0, # a clip of d seconds is drawn with weight d ** power
+        duration_power: float = 0.0, # a clip of d seconds is drawn with weight d ** power,
+        balance: float = 0.0, # divided by (clips of its kind in the group) ** balance; 1: every kind alike
         window: float = 3.0, # crops: what is read of a long clip on disk, to crop it where there is sound
         max_unreadable: int = 100, # clips of a group on disk that may be left out; more are an error
     ):
@@ -182,9 +189,10 @@ class CaptionedCrops(Dataset):
         self.mixing, self.level, self.fill, self.seed = mixing, (low, high), fill, whole_number(seed, "seed")
         self.window = round(real_number(window, "window", 1) * self.n_samples)                # samples
         power = real_number(duration_power, "duration_power", 0, 1)
+        balance = real_number(balance, "balance", 0, 1)
         most = whole_number(max_unreadable, "max_unreadable", 0)
         self.weights = torch.tensor(check_groups(groups))
-        self.sources = [_source(clips, sample_rate, power, most) for _, clips in groups]
+        self.sources = [_source(clips, sample_rate, power, balance, most) for _, clips in groups]
 
     def __getitem__(self,
         i: int, # from 0 on

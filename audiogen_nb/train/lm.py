@@ -143,7 +143,7 @@ class LMBatches:
     ):
         self.text_encoder, self.settings, self.device = text_encoder, settings, device
         self.items = tokens if codec else DrawnItems(tokens, settings.seed)
-        self.online = OnlineTokens(codec.to(device), ()) if codec else None
+        self.online = OnlineTokens(codec.to(device), (), getattr(tokens, "n_frames", None)) if codec else None
         self.n_workers, self.loader, self.next = n_workers, None, None
 
     def of(self, n: int) -> list[torch.Tensor]: # codes (B, K, F), states (B, L, E), mask (B, L)
@@ -405,7 +405,7 @@ def _tokens(plan, folder, progress):
     made = {}
     for name, drawing in plan.drawing.items():
         if name == "train" and plan.online:
-            made[name] = drawn_crops(**drawing, sample_rate=plan.codec.sample_rate)
+            made[name] = drawn_crops(**drawing, codec=plan.codec)
             continue
         check_disk(folder, drawing["n_items"], plan.codec.n_q * plan.n_frames)
         made[name] = cached_tokens(folder / name, plan.codec, **drawing, progress=progress)

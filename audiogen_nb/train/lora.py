@@ -108,7 +108,7 @@ def fit_lora(
               "held_out": (held_out, len(held_out), settings.seed + 1)}
     tokens = {
         name: cached_tokens(folder / name, codec, [(1.0, some)], n, model.generation.max_duration, 0.0, seed,
-                            progress)
+                            progress=progress)
         for name, (some, n, seed) in chosen.items() if len(some)
     }
     record_recipe(folder, {"lora": asdict(settings)},

@@ -45,13 +45,16 @@ class OnlineTokens:
     def __init__(self,
         codec: Codec, # trained; it is not changed
         batches: Iterable[tuple[torch.Tensor, list[list[str]]]], # audio (B, 1, T), captions: a DataLoader
+        n_frames: int | None = None, # what is kept, F; None: all
     ):
         self.codec, self.batches, self.streaming = codec, batches, StreamingCodec(codec)
+        self.n_frames = n_frames
 
     @torch.no_grad()
     def encode(self, audio: torch.Tensor) -> torch.Tensor: # (B, K, F) int64, on the codec's device
         "Codes of audio (B, 1, T), on whatever device that is"
-        return self.streaming.encode(audio.to(next(self.codec.parameters()).device, non_blocking=True))
+        audio = audio.to(next(self.codec.parameters()).device, non_blocking=True)
+        return self.streaming.encode(audio)[..., : self.n_frames]
 
     def __len__(self) -> int: return len(self.batches)
 
@@ -62,7 +65,7 @@ class OnlineTokens:
 # %% ../../nbs/engine/shards.ipynb #e6ea61c4
 def encode_items(
     codec: Codec, # trained
-    dataset: Dataset, # [i] -> audio (1, T), captions
+    dataset: Dataset, # [i] -> audio (1, T), captions; with n_frames, so many of the codes are kept
     items: range, # which ones
     batch_size: int = 16,
     n_workers: int = 0, # processes that load audio meanwhile
@@ -72,7 +75,7 @@ def encode_items(
     kind, codes, captions = torch.int16 if codec.card <= 2 ** 15 else torch.int32, [], []
     loader = DataLoader(dataset, batch_size, sampler=items, num_workers=n_workers, collate_fn=stack_items,
                         generator=torch.Generator())
-    for batch, texts in OnlineTokens(codec, loader):
+    for batch, texts in OnlineTokens(codec, loader, getattr(dataset, "n_frames", None)):
         codes.append(batch.to("cpu", kind))
         captions += texts
         told(len(texts))

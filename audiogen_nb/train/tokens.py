@@ -19,17 +19,22 @@ from ..arguments import check_keys, real_number, whole_number
 from ..codec.vq import Codec
 from ..data.clips import Clip
 from ..data.stream import CaptionedCrops, Mixing
+from ..engine.chunks import lookahead
 from ..text.encoders import TextEncoder, check_texts
 from .runs import training_clips
 from .shards import TokenShards, encode_items, write_token_shards
 
 # %% ../../nbs/engine/tokens.ipynb #e50594da
-def _crops(groups, n_items, seconds, mix_probability, seed, sample_rate):
-    "What is drawn; what could not be drawn is refused"
+def _crops(codec, n_items, groups, seconds, mix_probability, seed, balance):
+    "What is drawn, with what the codec must hear after it; what could not be drawn is refused"
     whole_number(n_items, "n_items", 1), real_number(mix_probability, "mix_probability", 0, 1)
     if real_number(seconds, "seconds", 0) == 0:
         raise ValueError("seconds must be above 0, got 0")
-    return CaptionedCrops(groups, int(seconds * sample_rate), sample_rate, Mixing(mix_probability), seed=seed)
+    n_samples, after = int(seconds * codec.sample_rate), lookahead(codec.encoder, codec.hop_length)
+    crops = CaptionedCrops(groups, n_samples + after, codec.sample_rate, Mixing(mix_probability), seed=seed,
+                           balance=balance)
+    crops.n_frames = -(-n_samples // codec.hop_length)
+    return crops
 
 # %% ../../nbs/engine/tokens.ipynb #73057767
 @dataclass
@@ -58,11 +63,12 @@ def make_tokens(
     seconds: float, # clip length
     mix_probability: float = 0.25, # of mixing an item with a second clip
     seed: int = 0,
+    balance: float = 0.0, # of `CaptionedCrops`
     batch_size: int = 16,
     progress: bool = True,
 ) -> TokenCache:
     "Draw and encode `n_items` clips, in memory"
-    crops = _crops(groups, n_items, seconds, mix_probability, seed, codec.sample_rate)
+    crops = _crops(codec, n_items, groups, seconds, mix_probability, seed, balance)
     with tqdm(total=n_items, disable=not progress, desc="encoding") as bar:
         return TokenCache(*encode_items(codec, crops, range(n_items), batch_size, told=bar.update))
 
@@ -108,10 +114,11 @@ def clips_fingerprint(
     return {"clips": n, "sounds": sounds.hexdigest()[:16], "captions": captions.hexdigest()[:16]}
 
 # %% ../../nbs/engine/tokens.ipynb #6619dcc9
-def _made_from(groups, seconds, mix_probability, seed):
+def _made_from(codec, groups, seconds, mix_probability, seed, balance):
     "What decides the items that are drawn, but for their number"
     return {**clips_fingerprint(groups), "seconds": float(seconds), "mix_probability": float(mix_probability),
-            "seed": int(seed), "weights": [float(weight) for weight, _ in groups]}
+            "seed": int(seed), "balance": float(balance), "weights": [float(weight) for weight, _ in groups],
+            "samples_after": lookahead(codec.encoder, codec.hop_length)}
 
 # %% ../../nbs/engine/tokens.ipynb #c814aeb0
 def cached_tokens(
@@ -122,13 +129,15 @@ def cached_tokens(
     seconds: float, # clip length
     mix_probability: float = 0.25, # of mixing an item with a second clip
     seed: int = 0,
+    balance: float = 0.0, # of `CaptionedCrops`
     progress: bool = True,
     replace: bool = True, # tokens of another making; one line says what has changed. False: refuse
     **settings, # of `write_token_shards`: shard_size, n_workers
 ) -> TokenShards:
     "The tokens in a folder if they were made from just this, else made now"
-    crops = _crops(groups, n_items, seconds, mix_probability, seed, codec.sample_rate)
-    made_from = {**_made_from(groups, seconds, mix_probability, seed), "n_items": int(n_items)}
+    how = groups, seconds, mix_probability, seed, balance
+    crops = _crops(codec, n_items, *how)
+    made_from = {**_made_from(codec, *how), "n_items": int(n_items)}
     return write_token_shards(folder, codec, crops, n_items, made_from, replace=replace, progress=progress,
                               **settings)
 
@@ -138,12 +147,14 @@ def drawn_crops(
     seconds: float, # clip length
     mix_probability: float, # of mixing an item with a second clip
     seed: int,
-    sample_rate: int, # Hz
+    codec: Codec, # that will encode them
+    balance: float = 0.0, # of `CaptionedCrops`
     n_items: int = 1, # of no effect: there is no end
-) -> CaptionedCrops: # its `made_from` says what decides them
+) -> CaptionedCrops: # its `made_from` says what decides them, its `n_frames` how many codes are to be kept
     "What `cached_tokens` would encode, not encoded"
-    crops = _crops(groups, n_items, seconds, mix_probability, seed, sample_rate)
-    crops.made_from = _made_from(groups, seconds, mix_probability, seed)
+    how = groups, seconds, mix_probability, seed, balance
+    crops = _crops(codec, n_items, *how)
+    crops.made_from = _made_from(codec, *how)
     return crops
 
 # %% ../../nbs/engine/tokens.ipynb #c7025901
@@ -189,7 +200,7 @@ def _fault(caption, text_encoder):
         return str(e)
 
 # %% ../../nbs/engine/tokens.ipynb #af2a9dc7
-_DRAWING = ("weights", "n_items", "n_held_out", "seconds", "mix_probability", "seed", "online")
+_DRAWING = ("weights", "n_items", "n_held_out", "seconds", "mix_probability", "seed", "balance", "online")
 _NEEDED = ("n_held_out", "seconds", "mix_probability", "seed")
 
 def drawn_sets(
@@ -210,5 +221,6 @@ def drawn_sets(
         raise ValueError(f"tokens.weights needs one weight for each of the {len(groups)} groups of clips, "
                          f"got {weights}")
     how = {name: t[name] for name in ("seconds", "mix_probability", "seed")}
+    how["balance"] = t.get("balance", 0.0)
     return {"train": dict(groups=list(zip(weights, groups)), n_items=t.get("n_items", 1), **how),
             "held_out": dict(groups=[(1.0, held_out or groups[0])], n_items=t["n_held_out"], **how)}
