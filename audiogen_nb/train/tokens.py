@@ -207,7 +207,7 @@ def drawn_sets(
     data: dict, # section of a configuration: which sounds
     t: dict, # section `tokens` of it: how they are drawn
     sample_rate: int, # Hz
-) -> dict[str, dict]: # "train", "held_out": the arguments groups, n_items, seconds, mix_probability, seed
+) -> dict[str, dict]: # "train", "held_out": groups, n_items, seconds, mix_probability, seed, balance
     "What a configuration wants to be drawn, as arguments of `cached_tokens`"
     check_keys(t, _DRAWING, "the tokens section")
     online = t.get("online", False)
