@@ -2,11 +2,13 @@
 import json
 import math
 import re
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import audiogen_nb.judge.recognition as rec
 from audiogen_nb.cli import main
@@ -361,3 +363,52 @@ def test_the_front_page_says_what_the_report_says():
         found = re.search(r"(\d+ %) (?:of|for)\s+plainly\s+worded\s+prompts\s+\((\d+ %) by chance\).{0,80}?(\d+ %)[^()]{0,16}\((\d+ %) by chance\)",
                           text, re.DOTALL)
         assert found and list(found.groups()) == said, name
+
+
+# What was heard is kept
+
+class Counting(FunctionEmbedder):
+    "An ear that counts what it hears"
+    def __init__(self, version="1"):
+        super().__init__("counting", self.hear, RATE, 4, version, seconds=1.0)
+        self.n = 0
+
+    def hear(self, audio):
+        self.n += len(audio)
+        return torch.nn.functional.normalize(audio[:, :4].abs() + 1, dim=1)
+
+
+def test_a_shelf_is_heard_once(tmp_path):
+    ear, clips = Counting(), make_clips(2)
+    first = RecordingShelf(ear, clips, keep=tmp_path / "new" / "shelves")
+    heard = ear.n
+    again = RecordingShelf(ear, clips, keep=tmp_path / "new" / "shelves")
+    assert heard >= len(clips) and ear.n == heard and torch.equal(first.vectors, again.vectors)
+    assert torch.equal(first.vectors, RecordingShelf(Counting(), clips).vectors)
+
+
+@pytest.mark.parametrize("change", ["another ear", "another length", "a word", "a sample", "fewer"])
+def test_another_shelf_is_heard_again(tmp_path, change):
+    clips, ear = make_clips(2), Counting()
+    RecordingShelf(ear, clips, keep=tmp_path)
+    ear = Counting("2") if change == "another ear" else Counting()
+    if change == "a word":
+        clips[0] = replace(clips[0], captions=("a wolf howls",))
+    if change == "a sample":
+        clips[0] = replace(clips[0], audio=clips[0].audio + 1e-6)
+    RecordingShelf(ear, clips[: 7 if change == "fewer" else None], seconds=5.0 if change == "another length" else 10.0, keep=tmp_path)
+    assert ear.n and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "other", "nan"])
+def test_a_damaged_shelf_is_heard_again(tmp_path, damage):
+    clips, ear = make_clips(2), Counting()
+    whole = RecordingShelf(ear, clips, keep=tmp_path).vectors
+    path, = tmp_path.iterdir()
+    if damage in ("cut", "empty"):
+        path.write_bytes(path.read_bytes()[:40] if damage == "cut" else b"")
+    else:
+        save_file({"vectors": whole[:3]} if damage == "other" else {"vectors": whole * float("nan")}, path)
+    ear = Counting()
+    assert torch.equal(RecordingShelf(ear, clips, keep=tmp_path).vectors, whole) and ear.n
+    assert torch.equal(load_file(path)["vectors"], whole)

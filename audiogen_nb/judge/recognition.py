@@ -24,13 +24,15 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 import audiogen_nb
 from ..arguments import real_number, whole_number
 from ..data.clips import Clip, read_utf8, split_clips
 from ..data.mixing import random_mix
 from ..data.recordings import read_recordings
-from ..files import PACKAGE, atomic_path
+from ..files import PACKAGE, atomic_path, cache_dir
 from .adherence import content_stems, format_table
 from .distances import wilson
 from .embedding import Embedder, load_embedder
@@ -132,14 +134,16 @@ class RecordingShelf:
         clips: Sequence[Clip], # in memory, of one sample rate, with names of their own
         seconds: float = 10.0, # of each that are heard
         progress: bool = False, # show a bar
+        keep: str | os.PathLike | None = None, # folder: what was heard once is read there the next time
     ):
         self.ear, self.clips, self.seconds = ear, list(clips), seconds
         self.place = {clip.name: i for i, clip in enumerate(self.clips)}
         if len(self.place) < len(self.clips) or len({clip.sample_rate for clip in self.clips}) != 1:
             raise ValueError("a shelf needs clips of one sample rate, each with a name of its own")
         self.sample_rate = self.clips[0].sample_rate
-        self.vectors = hear(ear, [self.cut(clip) for clip in self.clips], self.sample_rate, classes=False,
-                            progress=progress, what="shelf").vectors
+        listen = lambda: hear(ear, [self.cut(clip) for clip in self.clips], self.sample_rate, classes=False,
+                              progress=progress, what="shelf").vectors
+        self.vectors = listen() if keep is None else _kept(Path(keep), self, listen)
 
     def plus(self,
         clips: Sequence[Clip], # of the same sample rate, with other names
@@ -176,6 +180,24 @@ class RecordingShelf:
         "What somebody gets who draws from the shelf blindly"
         right, allowed = right_clips(clips, self.clips)
         return {f"kind_{k}": chance_of_hit(right["kind"], allowed, k).nanmean().item() for k in (1, 5)}
+
+# %% ../../nbs/labs/recognition.ipynb #5e1f001
+def _kept(folder, shelf, listen):
+    "What an ear heard of just these recordings, from a file, or heard now and written"
+    made_from = [shelf.ear.name, shelf.ear.fingerprint(), shelf.seconds, clips_fingerprint([(1.0, shelf.clips)])]
+    name = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
+    path = folder / f"{name}.safetensors"
+    try:
+        vectors = load_file(path)["vectors"]
+        if vectors.shape == (len(shelf.clips), shelf.ear.dim) and vectors.isfinite().all():
+            return vectors
+    except (FileNotFoundError, SafetensorError, KeyError):         # not there, or damaged: heard again
+        pass
+    folder.mkdir(parents=True, exist_ok=True)
+    vectors = listen()
+    with atomic_path(path) as temporary:
+        save_file({"vectors": vectors.contiguous()}, temporary)
+    return vectors
 
 # %% ../../nbs/labs/recognition.ipynb #8195b51d
 def judge_sounds(
@@ -453,6 +475,6 @@ def evaluate_prompts(
     model = model if isinstance(model, AudioGen) else AudioGen.from_pretrained(model, device)
     whole_number(more.get("batch_size", 8), "batch_size", 1)
     _cards(model, name, seconds, seeds, {k: v for k, v in more.items() if k not in ("sounds", "batch_size")})
-    shelf = RecordingShelf(ear, clips, progress=progress)
+    shelf = RecordingShelf(ear, clips, progress=progress, keep=cache_dir() / "shelves")
     return judge_recognition(model, shelf, out, asked, seeds, seconds, name=name, overwrite=overwrite,
                              progress=progress, **more)

@@ -19,7 +19,7 @@ from ..codec.losses import mel_distance, si_sdr
 from ..codec.vq import Codec
 from ..data.clips import Clip, split_clips
 from ..data.recordings import read_recordings
-from ..files import atomic_path, read_json
+from ..files import atomic_path, cache_dir, read_json
 from ..judge.embedding import load_embedder
 from ..judge.quality import align, opus_round_trip
 from ..judge.recognition import RecordingShelf
@@ -198,5 +198,5 @@ def full_race(
 ) -> dict[str, dict]: # of `run_race`
     "The race on recordings, judged by aiSFX: hours; `fetch-judge` and `fetch-recordings --all` come first"
     ear, clips = load_embedder("aisfx"), read_recordings(None, 16_000, "all")
-    shelf = RecordingShelf(ear, clips, progress=True)
+    shelf = RecordingShelf(ear, clips, progress=True, keep=cache_dir() / "shelves")
     return run_race(shelf, sorted(split_clips(clips)[1], key=lambda clip: clip.name), folder, out)
