@@ -184,7 +184,8 @@ class RecordingShelf:
 # %% ../../nbs/labs/recognition.ipynb #5e1f001
 def _kept(folder, shelf, listen):
     "What an ear heard of just these recordings, from a file, or heard now and written"
-    made_from = [shelf.ear.name, shelf.ear.fingerprint(), shelf.seconds, clips_fingerprint([(1.0, shelf.clips)])]
+    whole = clips_fingerprint([(1.0, shelf.clips)])
+    made_from = [shelf.ear.name, shelf.ear.fingerprint(), shelf.seconds, whole]
     name = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
     path = folder / f"{name}.safetensors"
     try:
