@@ -77,15 +77,15 @@ sync: export clean-notebooks readme ## export, clean-notebooks and readme in one
 pocket: export MALLOC_MMAP_MAX_ = 0
 pocket: export MALLOC_TRIM_THRESHOLD_ = 100000000000
 pocket: export MALLOC_TOP_PAD_ = 500000000
-pocket: $(VENV)/.lab ## train the bundled model again, from its recordings (hours)
-	$(BIN)/audiogen-nb fetch-recordings
+pocket: $(VENV)/.lab ## train the bundled model again, from its recordings (six hours on two cores)
+	$(BIN)/audiogen-nb fetch-recordings --all
 	$(BIN)/audiogen-nb fit-codec $(CONFIGS)/pocket_codec.json --out $(RUNS)/pocket_codec
 	$(BIN)/audiogen-nb fit-codec $(CONFIGS)/pocket_codec_adversarial.json --start-from $(RUNS)/pocket_codec \
 	  --out $(RUNS)/pocket_codec_adversarial
-	$(BIN)/audiogen-nb fit-lm $(CONFIGS)/pocket_lm.json --codec-run $(RUNS)/pocket_codec_adversarial --out $(RUNS)/pocket_lm
-	$(BIN)/audiogen-nb fit-lm $(CONFIGS)/pocket_lm_second.json --codec-run $(RUNS)/pocket_codec_adversarial \
-	  --start-from $(RUNS)/pocket_lm --out $(RUNS)/pocket_lm_second
-	@echo "copy $(RUNS)/pocket_lm_second/model over audiogen_nb/pocket to bundle it"
+	$(BIN)/audiogen-nb fit-codec $(CONFIGS)/pocket_codec_levels.json --start-from $(RUNS)/pocket_codec_adversarial \
+	  --out $(RUNS)/pocket_codec_levels
+	$(BIN)/audiogen-nb fit-lm $(CONFIGS)/pocket_lm.json --codec-run $(RUNS)/pocket_codec_levels --out $(RUNS)/pocket_lm
+	@echo "copy $(RUNS)/pocket_lm/model over audiogen_nb/pocket to bundle it"
 
 clean: ## remove .venv and build leftovers
 	rm -rf $(VENV) _docs build dist *.egg-info

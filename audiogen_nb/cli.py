@@ -315,7 +315,7 @@ def fetch_recordings_command(
     everything: Annotated[bool, typer.Option("--all", help="All packages: gigabytes.")] = False,
     package: Annotated[list[str] | None, typer.Option(help="Only this package; may be repeated.")] = None,
 ):
-    "Download the Debian packages whose recordings the bundled model learns from, or more of them."
+    "Download Debian packages with recordings: five, or with --all every one the bundled model learned from."
     from audiogen_nb.data.recordings import fetch_recordings
     if everything and package:
         raise ValueError("--all and --package exclude each other: pass one of them")

@@ -317,10 +317,15 @@ def test_a_checkpoint_of_another_geometry_is_refused(tmp_path):
 
 
 def test_the_committed_configurations_are_valid():
+    from audiogen_nb.train.lm import LMTraining
     first, second = (read_config(CONFIGS / name, {"codec", "data", "training"}) for name in ("pocket_codec.json", "pocket_codec_adversarial.json"))
     assert first["codec"] == second["codec"] and first["data"] == second["data"]
     a, b = (read_settings(CodecTraining, c["training"], "training") for c in (first, second))
     assert b.freeze_encoder and b.discriminator and not a.freeze_encoder
+    levels = read_config(CONFIGS / "pocket_codec_levels.json", {"codec", "data", "training"})
+    assert read_settings(CodecTraining, levels["training"], "training").only_levels and levels["codec"]["n_q"] == 8
+    lm = read_config(CONFIGS / "pocket_lm.json", {"lm", "data", "tokens", "training", "generation"}, {"machine"})
+    assert read_settings(LMTraining, lm["training"], "training").n_steps == 11000 and lm["lm"]["n_q"] == levels["codec"]["n_q"]
     torch.manual_seed(0)
     assert torch.isfinite(torch.as_tensor(CodecTrainer(Codec(Codec.preset("tiny")), replace(b, discriminator="tiny")).step(
         0, codec_batch([list(ToyWorld(2, seed=0, duration=0.6))], 2, 8000, torch.Generator().manual_seed(0)))["loss"]))

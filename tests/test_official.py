@@ -19,8 +19,10 @@ from audiogen_nb.peers.pickles import read_checkpoint, read_yaml
 from audiogen_nb.files import new_folder
 from audiogen_nb.cli import main
 from audiogen_nb.peers.parity import parity_ladder
+from audiogen_nb.lm.transformer import AudioLM
 from audiogen_nb.peers.audiocraft import NamedTextEncoder, save_audiocraft
 from audiogen_nb.pipeline import load_audiocraft
+from audiogen_nb.train.codec import without_levels
 
 PARITY = Path(__file__).parent / "data" / "parity"
 EXPECTED = load_file(PARITY / "expected.safetensors")
@@ -137,12 +139,26 @@ def test_from_pretrained_reads_a_folder_of_audiocrafts():
     assert torch.equal(codes, EXPECTED["greedy_tokens_item0_alone"])
 
 
-def test_pocket_travels_through_audiocrafts_layout(pocket, tmp_path):
-    assert main(["convert", "pocket", str(tmp_path / "theirs")]) == 0
-    again = load_audiocraft(tmp_path / "theirs", text_encoder=pocket.text_encoder)
+@pytest.fixture(scope="module")
+def plain(pocket):
+    "A model of the bundled one's shape, without its streams for levels, which AudioCraft does not know"
+    torch.manual_seed(0)
+    lm = AudioLM(AudioLM.preset("pocket"))
+    return AudioGen(without_levels(pocket.codec), lm, pocket.text_encoder, pocket.generation, pocket.provenance)
+
+
+def test_pockets_shape_travels_through_audiocrafts_layout(plain, tmp_path):
+    plain.save_pretrained(tmp_path / "plain")
+    assert main(["convert", str(tmp_path / "plain"), str(tmp_path / "theirs"), "--weights", "float32"]) == 0
+    again = load_audiocraft(tmp_path / "theirs", text_encoder=plain.text_encoder)
     args = dict(duration=0.4, seed=1)
-    assert torch.equal(again.generate_codes("a dog barks", **args), pocket.generate_codes("a dog barks", **args))
-    assert again.provenance["licence"] == pocket.provenance.get("licence", "not stated")
+    assert torch.equal(again.generate_codes("a dog barks", **args), plain.generate_codes("a dog barks", **args))
+    assert again.provenance["licence"] == plain.provenance.get("licence", "not stated")
+
+
+def test_pocket_itself_stays(tmp_path, capsys):
+    assert main(["convert", "pocket", str(tmp_path / "theirs")]) == 2
+    assert "knows no codec with band levels" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 # Refused
@@ -357,6 +373,7 @@ PEAK = """
 import contextlib, io, re, sys
 from audiogen_nb.peers.audiocraft import NamedTextEncoder
 from audiogen_nb.pipeline import load_audiocraft
+from audiogen_nb.train.codec import without_levels
 def memory(what): return int(re.search(what + r":\\s+(\\d+)", open("/proc/self/status").read()).group(1)) * 1024
 def load(folder): return load_audiocraft(folder, text_encoder=NamedTextEncoder("t5-large", 32), dtype=sys.argv[3])
 with contextlib.redirect_stderr(io.StringIO()):

@@ -24,7 +24,7 @@ from .distances import wilson
 from ..sampling.request import step_generator
 from ..data.stream import fill_clip
 from .listener import Listener, confusions, rank_of
-from ..data.recordings import caption_table, chosen_packages
+from ..data.recordings import caption_table
 from ..sound import set_level
 from ..data.toy import TOY_KINDS
 from ..codec.vq import Codec
@@ -58,9 +58,8 @@ def content_stems(
 # %% ../../nbs/labs/adherence.ipynb #77bd12ef
 @cache
 def caption_words() -> frozenset[str]: # stems
-    "Content words of all captions that the bundled model knows: recordings of edition 1, the toy world"
-    first = chosen_packages()
-    texts = [caption for row in caption_table() if row.package in first for caption in row.captions]
+    "Content words of all captions that the bundled model knows: those of every package, the toy world"
+    texts = [caption for row in caption_table() for caption in row.captions]
     for spec in TOY_KINDS.values():
         texts += [re.sub(r"\{\w+\}", " ", template) for template in spec.captions]
         said = [words for knob in spec.knobs.values() for words in (knob.words, knob.how)]

@@ -59,7 +59,7 @@ VARIANTS = {
     "eight streams": Variant("as whole, with twice the streams", 1300, EIGHT, {"n_q": 8}),
     "compressed": Variant("the same, with discriminators that see magnitudes to the power 0.3", 1300,
                           {**EIGHT, "discriminator": "compressed"}, {"n_q": 8}),
-    "levels": Variant("the bundled codec as it is, and four more streams that say how loud bands are", 7000,
+    "levels": Variant("the codec as it is, and four more streams that say how loud bands are", 7000,
                       LEVELS, {"n_q": 8, "level_bands": 64, "level_streams": 4}),
 }
 

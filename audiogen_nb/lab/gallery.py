@@ -109,7 +109,7 @@ def round_trip(
 # %% ../../nbs/worlds/gallery.ipynb #e5c59fa6
 @cache
 def _recordings(sample_rate: int) -> dict[str, Tensor]:
-    "All recordings by name"
+    "The recordings of the first five packages by name"
     return {clip.name: clip.audio for clip in read_recordings(fetch_recordings(), sample_rate)}
 
 # %% ../../nbs/worlds/gallery.ipynb #7ea645c6
@@ -243,18 +243,18 @@ _SECTIONS = {"model": """## Takes of the bundled model
 Made by `pocket` from the text alone. **Every take has seed 0; none was chosen by ear.** The texts are the
 front page's own, at three strengths of guidance, and every second one of the twenty plain prompts that the
 model is judged by. How often does it hit? A network for sound effects that had no part in the training
-names the one of 744 recordings that is nearest to a take. It is one with an expected word for 4 % of
-plainly worded prompts (3 % by chance); one of the five nearest is for 28 % (13 % by chance).
+names the one of 744 recordings that is nearest to a take. It is one with an expected word for 13 % of
+plainly worded prompts (3 % by chance); one of the five nearest is for 39 % (13 % by chance).
 
 So listen for what is missing. In “a dog barks in the rain” there is rain and no dog: compare the mix of a
-bark and rain below. “A ticking clock” ticks once.
+bark and rain below. “A ticking clock” ticks twice.
 """, "recording": """## Recordings
 
 Real sounds, free to pass on. Changed: mono, 16 kHz, silence at the ends cut, level set, compressed; the dog
 is two recordings of one bark each. `pocket` was trained on all packages but `scratch`, which it never heard.
 """, "codec": """## Through the codec
 
-What `pocket`'s codec leaves of a recording: it keeps 2000 bits a second of 256,000.
+What `pocket`'s codec leaves of a recording: it keeps 4000 bits a second of 256,000.
 """, "mix": """## Mixed
 
 Two sounds and their captions, joined as the model's training joins them.

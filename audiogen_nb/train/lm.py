@@ -90,11 +90,13 @@ class DrawnItems(Dataset):
     "Items of a finite set in random order, with repetition: which is number i depends on (seed, i) alone"
     def __init__(self,
         tokens: Sequence, # [i] -> codes (K, F), captions
-        seed: int,
+        seed: int | None, # None: no random order, one after another, over and over
     ):
         self.tokens, self.seed = tokens, seed
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, list[str]]: # codes (K, F), captions
+        if self.seed is None:
+            return self.tokens[i % len(self.tokens)]
         g = step_generator(self.seed, i)
         return self.tokens[torch.randint(len(self.tokens), (1,), generator=g).item()]
 
@@ -140,9 +142,10 @@ class LMBatches:
         device: torch.device,
         n_workers: int = 0, # processes that read ahead
         codec: Codec | None = None, # encodes on the fly
+        in_turn: bool = False, # one item after another, instead of random ones
     ):
         self.text_encoder, self.settings, self.device = text_encoder, settings, device
-        self.items = tokens if codec else DrawnItems(tokens, settings.seed)
+        self.items = tokens if codec else DrawnItems(tokens, None if in_turn else settings.seed)
         self.online = OnlineTokens(codec.to(device), (), getattr(tokens, "n_frames", None)) if codec else None
         self.n_workers, self.loader, self.next = n_workers, None, None
 
@@ -168,7 +171,7 @@ class LMTrainer:
         settings: LMTraining,
         accelerator, # from `accelerated`
         machine: Machine = Machine(),
-        held_out: LMBatches | None = None, # the loss of its first batch is logged every `sample_every` steps
+        held_out: LMBatches | None = None, # in turn; their loss is logged every `sample_every` steps
     ):
         s, self.lm, self.batches, self.held_out = settings, lm.to(accelerator.device), batches, held_out
         self.settings, self.machine, self.accelerator = s, machine, accelerator
@@ -224,11 +227,15 @@ class LMTrainer:
         return loss, streams
 
 # %% ../../nbs/engine/lm_training.ipynb #f435408b
+_MOST_HELD_OUT = 50   # batches
+
 @torch.no_grad()
 def _held_out_loss(trainer):
-    "Of the first batch of held-out items, always the same"
+    "The mean over held-out items, always the same"
     trainer.learner.eval()
-    return trainer.loss_of(*trainer.held_out.of(0))[0]
+    held_out, size = trainer.held_out, trainer.settings.batch_size
+    n_batches = min(-(-len(held_out.items.tokens) // size), _MOST_HELD_OUT)
+    return torch.stack([trainer.loss_of(*held_out.of(n))[0] for n in range(n_batches)]).mean()
 
 # %% ../../nbs/engine/lm_training.ipynb #3908021c
 @leaves_no_trace()
@@ -255,7 +262,7 @@ def fit_lm(
     with accelerated(machine, folder) as accelerator, recomputed(lm.blocks, machine.recompute):
         device, quiet = accelerator.device, replace(s, drop_text=0.0, hide_words=0.0, text_noise=0.0)
         batches = LMBatches(tokens, text_encoder, s, device, machine.workers, codec)
-        judges = LMBatches(held_out, text_encoder, quiet, device) if held_out else None
+        judges = LMBatches(held_out, text_encoder, quiet, device, in_turn=True) if held_out else None
         trainer = LMTrainer(lm, batches, s, accelerator, machine, judges)
         log = run_steps(trainer.step, trainer.parts(), s.n_steps, folder, s.checkpoint_every,
                         sample and (lambda n: (lm.eval(), sample(n))), s.sample_every, progress,
