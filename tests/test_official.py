@@ -373,7 +373,6 @@ PEAK = """
 import contextlib, io, re, sys
 from audiogen_nb.peers.audiocraft import NamedTextEncoder
 from audiogen_nb.pipeline import load_audiocraft
-from audiogen_nb.train.codec import without_levels
 def memory(what): return int(re.search(what + r":\\s+(\\d+)", open("/proc/self/status").read()).group(1)) * 1024
 def load(folder): return load_audiocraft(folder, text_encoder=NamedTextEncoder("t5-large", 32), dtype=sys.argv[3])
 with contextlib.redirect_stderr(io.StringIO()):

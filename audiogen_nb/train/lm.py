@@ -87,10 +87,10 @@ def _check_training(s):
 
 # %% ../../nbs/engine/lm_training.ipynb #097174fa
 class DrawnItems(Dataset):
-    "Items of a finite set in random order, with repetition: which is number i depends on (seed, i) alone"
+    "Items of a finite set, without end: drawn at random, number i by (seed, i) alone, or one after another"
     def __init__(self,
         tokens: Sequence, # [i] -> codes (K, F), captions
-        seed: int | None, # None: no random order, one after another, over and over
+        seed: int | None, # None: one after another, and over again
     ):
         self.tokens, self.seed = tokens, seed
 
