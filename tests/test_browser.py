@@ -186,10 +186,12 @@ def test_a_sound_is_rated_blindly_in_the_browser(lab, browser, book, tmp_path):
         assert abs(decoded["duration"] - 1.0) < 0.01 and decoded["rms"] > 0.003, decoded
         assert button["Next"].is_disabled()                             # nothing was rated yet
         for question, value in (("OVL", ovl), ("REL", rel)):
-            page.locator(f".widget-hslider:has-text('{question}') .widget-readout").click()
+            readout = page.locator(f".widget-hslider:has-text('{question}') .widget-readout")
+            readout.click()
             page.keyboard.press("Control+A")
             page.keyboard.type(str(value))
             page.keyboard.press("Enter")
+            sync_api.expect(readout).to_have_text(str(value))
         page.locator("button.jupyter-button:enabled", has_text="Next").click()
     page.locator(".widget-html", has_text="Sound 3 of 4").first.wait_for()
     page.locator("button.jupyter-button:focus", has_text="Undo").wait_for()

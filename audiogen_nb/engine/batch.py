@@ -20,7 +20,7 @@ import audiogen_nb
 from ..arguments import check_keys
 from ..pipeline import AudioGen
 from ..sampling.request import Request
-from ..sound import load_audio, save_audio
+from ..sound import level_db, load_audio, save_audio, set_level
 from ..soundfiles import write_sound
 
 # %% ../../nbs/engine/batch.ipynb #6ae57530
@@ -130,7 +130,8 @@ def _batches(jobs, batch_size):
         yield from (run[i : i + batch_size] for i in range(0, len(run), batch_size))
 
 def _save(job, audio, model, tags):
-    "Write one sound (1, T) with how it was made"
+    "Write one sound (1, T) with how it was made; one beyond full scale is lowered as a whole, not clipped"
+    audio = set_level(audio, level_db(audio))
     request = Request(**job.settings).filled(model.generation)
     made = {f.name: getattr(request, f.name) for f in fields(request) if f.name in SETTINGS}
     made = {key: value for key, value in made.items() if value is not None}
@@ -139,5 +140,5 @@ def _save(job, audio, model, tags):
         save_audio(job.path, audio, model.sample_rate, overwrite=True, tags=tags)
         return
     data = io.BytesIO()                         # a pipe cannot be wound back, as the writer of a header needs
-    write_sound(data, audio[0].clamp(-1, 1).numpy(), model.sample_rate, ".wav", tags)
+    write_sound(data, audio[0].numpy(), model.sample_rate, ".wav", tags)
     sys.stdout.buffer.write(data.getvalue())

@@ -724,13 +724,13 @@ class ListeningPanel:
         if trial is None:
             self.head.value, self.player.value = f"All {total} sounds are rated. Thank you!", ""
             return
-        self.head.value = f"Sound {trial.number + 1} of {total}: <b>{html.escape(trial.caption)}</b>"
         self.player.value = _sound_html(self.test.audio(trial), self.test.stimuli.sample_rate, autoplay)
         old = {question: self.test.answers.get((trial.number, question)) for question in self.sliders}
         for question, slider in self.sliders.items():
             slider.value = old[question] or 50
         self.touched, self.start = {question for question, value in old.items() if value}, time.monotonic()
         self.next.disabled = self.touched != set(self.sliders)
+        self.head.value = f"Sound {trial.number + 1} of {total}: <b>{html.escape(trial.caption)}</b>"    # ready
 
     def _touch(self, question):
         self.touched.add(question)
@@ -747,7 +747,8 @@ class ListeningPanel:
             self.spent[number] = self.spent.get(number, 0.0) + time.monotonic() - self.start
             for question, slider in self.sliders.items():
                 self.test.answer(number, question, slider.value, self.spent[number])
-            self.show(self.test.next_trial)
+            self.undo.disabled = False                  # Next, which loses the focus, is about to be disabled
             self.undo.focus()                           # for the keyboard: Tab leads on to the first slider
+            self.show(self.test.next_trial)
 
     def _repr_mimebundle_(self, **kwargs): return self.widget._repr_mimebundle_(**kwargs)
