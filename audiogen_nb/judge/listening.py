@@ -730,7 +730,7 @@ class ListeningPanel:
             slider.value = old[question] or 50
         self.touched, self.start = {question for question, value in old.items() if value}, time.monotonic()
         self.next.disabled = self.touched != set(self.sliders)
-        self.head.value = f"Sound {trial.number + 1} of {total}: <b>{html.escape(trial.caption)}</b>"    # ready
+        self.head.value = f"Sound {trial.number + 1} of {total}: <b>{html.escape(trial.caption)}</b>"
 
     def _touch(self, question):
         self.touched.add(question)
