@@ -743,11 +743,10 @@ class ListeningPanel:
     def _store(self):
         "Write the answers and go on; a second click comes when the sliders of the next trial are untouched"
         if self.at and self.touched == set(self.sliders):
-            number = self.at.number
+            number, self.undo.disabled = self.at.number, False
             self.spent[number] = self.spent.get(number, 0.0) + time.monotonic() - self.start
             for question, slider in self.sliders.items():
                 self.test.answer(number, question, slider.value, self.spent[number])
-            self.undo.disabled = False                  # Next, which loses the focus, is about to be disabled
             self.undo.focus()                           # for the keyboard: Tab leads on to the first slider
             self.show(self.test.next_trial)
 
