@@ -10,6 +10,7 @@ __all__ = ['padded_rows', 'packed_product', 'DigitWeight', 'digits_product', 'ro
 import os
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -25,8 +26,8 @@ def padded_rows(
     x: torch.Tensor, # (R, in)
     least: int,
 ) -> torch.Tensor: # (max(R, least), in)
-    "Rows of zeros below, so that there are at least so many"
-    return x if len(x) >= least else F.pad(x, (0, 0, 0, least - len(x)))
+    "The rows, repeated until there are at least so many"
+    return x if len(x) >= least else torch.cat([x] * -(-least // len(x)))[:least]
 
 def packed_product(
     x: torch.Tensor, # (R, in), float32 or bfloat16 like the weight
@@ -35,49 +36,46 @@ def packed_product(
     least: int = 2, # rows that oneDNN is given
 ) -> torch.Tensor: # (R, out)
     "oneDNN's product; a row's result does not depend on R"
-    y = torch.ops.mkldnn._linear_pointwise(padded_rows(x, least), packed, bias, "none", [], "")
+    y = torch.ops.mkldnn._linear_pointwise.default(padded_rows(x, least), packed, bias, "none", [], "")
     return y[: len(x)]
 
 # %% ../../nbs/engine/products.ipynb #109f49ee
 class DigitWeight(NamedTuple):
     "A matrix of int8 weights, as `digits_product` takes it"
-    packed: torch.Tensor     # in oneDNN's order
-    scale: torch.Tensor      # (out,) float32, sigma / 32639
-    offset: torch.Tensor     # (out,) float32, b
-    zeros: torch.Tensor      # (out,) int64, the zero points of the weights
+    packed: object                   # FBGEMM's, with the scales sigma / 8192
 
     @classmethod
     def of(cls, weight: torch.Tensor, scale: torch.Tensor) -> "DigitWeight": # (out, in) int8; (out,)
         "Pack a matrix"
-        scale = scale.double() / 32639
-        offset = weight.sum(1).double() * scale * (-32768 / 257)                                # b_j
-        return cls(torch.ops.onednn.qlinear_prepack(weight.contiguous(), None), scale.float(), offset.float(),
-                   torch.zeros_like(offset, dtype=torch.int64))
+        zeros = torch.zeros(len(weight), dtype=torch.int64, device="cpu")
+        with warnings.catch_warnings():                  # that PyTorch will have no such tensor one day
+            warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")
+            whole = torch._make_per_channel_quantized_tensor(weight, scale.double() / 8192, zeros, 0)
+        return cls(torch.ops.quantized.linear_prepack(whole, None))
 
     def dense(self) -> torch.Tensor: # (out, in) int8
         "The integers as they were"
-        return self.packed.to_dense().T.contiguous()
+        return torch.ops.quantized.linear_unpack(self.packed)[0].int_repr()
 
-    def times(self, digits: torch.Tensor, offset: torch.Tensor | None = None) -> torch.Tensor:
-        "Product (R, out) float32 of digits (R, in) uint8, plus an offset (out,)"
-        return torch.ops.onednn.qlinear_pointwise(digits, 1.0, 0, self.packed, self.scale, self.zeros, offset,
-                                                  1.0, 0, torch.float32, "none", [], "")
+    def times(self, digits: torch.Tensor) -> torch.Tensor: # (R, in) float32, -64 to 64 -> (R, out) float32
+        "Product of digits, which are rounded to whole numbers"
+        product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+        return product.default(digits, 1.0, 64, self.packed)
 
 # %% ../../nbs/engine/products.ipynb #0cc81c5a
-_PLACES = torch.tensor([0, 8], dtype=torch.int32, device="cpu")[:, None, None]      # conversion keeps 8 bits
-_HALF = torch.tensor(32768.5, device="cpu")      # of the range, and what makes cutting off a rounding
+_PLACES = torch.tensor([64.0, 8192.0], device="cpu")[:, None, None]      # what the largest becomes
 
 def digits_product(
     x: torch.Tensor, # (R, in)
     weight: DigitWeight,
 ) -> torch.Tensor: # (R, out), dtype of x
-    "Product with int8 weights; inputs are rounded to sixteen bits of their row's largest"
+    "Product with int8 weights; inputs are rounded to fourteen bits of their row's largest"
     values = x.float()
-    largest = values.abs().amax(1, keepdim=True).clamp_min_(1e-30)                          # 32639 s
-    whole = torch.addcdiv(_HALF, values, largest, value=32639).int()
-    digits = (whole >> _PLACES).to(torch.uint8)                                             # l, h: (2, R, in)
-    low, high = weight.times(digits.flatten(0, 1), weight.offset).chunk(2)
-    return torch.add(low, high, alpha=256).mul_(largest).to(x.dtype)
+    largest = values.abs().amax(1, keepdim=True).clamp_min_(1e-30)                          # 8192 s
+    digits = values * (_PLACES / largest)                                # x / 128 s, x / s: (2, R, in)
+    digits[1].sub_(digits[0].round(), alpha=128)                         # h is rounded later, the same way
+    high, low = weight.times(digits.flatten(0, 1)).chunk(2)
+    return torch.add(low, high, alpha=128).mul_(largest).to(x.dtype)
 
 def rounded_product(
     x: torch.Tensor, # (R, in)
@@ -90,16 +88,17 @@ def rounded_product(
 # %% ../../nbs/engine/products.ipynb #0aee497b
 @cache
 def digits_are_exact() -> bool:
-    "Does the integer product hold for the largest numbers? Processors that add in sixteen bits cut it off"
+    "Is there an integer product, and does it hold for the largest numbers?"
+    if torch.backends.quantized.engine not in ("fbgemm", "x86"):
+        return False
     with own_surroundings(torch.device("cpu")):
-        weight = torch.full((32, 256), 127, dtype=torch.int8)
-        digits = torch.full((4, 256), 255, dtype=torch.uint8)
-        weight[1::2] = -127
+        weight, digits = torch.full((32, 256), 127, dtype=torch.int8), torch.full((4, 256), 64.0)
+        weight[1::2], digits[1::2] = -127, -64.0
         try:
-            y = 32639 * DigitWeight.of(weight, torch.ones(32)).times(digits)
-        except (RuntimeError, AttributeError):           # a PyTorch without oneDNN's integer product
+            y = 8192 * DigitWeight.of(weight, torch.ones(32)).times(digits)
+        except (RuntimeError, AttributeError):           # a PyTorch without this product
             return False
-        return torch.allclose(y, digits.float() @ weight.float().T)
+        return torch.equal(y, digits @ weight.float().T)
 
 # %% ../../nbs/engine/products.ipynb #096a3ea7
 class HalfWeight(NamedTuple):
@@ -121,7 +120,7 @@ def half_product(
 ) -> torch.Tensor: # (R, out)
     "Product with float16 weights"
     rows = padded_rows(x, len(x) + -len(x) % 3)
-    return torch.ops.quantized.linear_dynamic_fp16(rows.contiguous(), weight.packed)[: len(x)]
+    return torch.ops.quantized.linear_dynamic_fp16.default(rows.contiguous(), weight.packed)[: len(x)]
 
 # %% ../../nbs/engine/products.ipynb #390b035c
 @cache
@@ -177,10 +176,10 @@ def seconds_each(
 
 # %% ../../nbs/engine/products.ipynb #86025b55
 def _rows(weight, x, n_copies):
-    "The least rows for oneDNN: four, if that is faster"
+    "The least rows for oneDNN: those that are fastest"
     many = [torch.ops.mkldnn._reorder_linear_weight(weight / (127 + n), 16) for n in range(n_copies)]
     every = lambda least: lambda: [packed_product(x[:2], w, least=least) for w in many]
-    taken = seconds_each({n: every(n) for n in (2, 4)}, 3)
+    taken = seconds_each({n: every(n) for n in (2, 4, 6)}, 3)
     return min(taken, key=taken.get)
 
 def _digits(weight, x):
