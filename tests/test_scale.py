@@ -236,6 +236,25 @@ def test_encoding_while_training(world, codec_run, tmp_path):
     assert logs[0] == logs[1] and len(logs[0]) == 4
 
 
+def test_crops_become_the_codec_s_codes():
+    from audiogen_nb.data.toy_kinds import toy_clip
+    from audiogen_nb.engine.chunks import StreamingCodec
+    from audiogen_nb.hub import POCKET
+    from audiogen_nb.text.hf import load_text_encoder
+    from audiogen_nb.train.lm import LMBatches, LMTraining
+    from audiogen_nb.train.tokens import drawn_crops
+    torch.manual_seed(0)
+    codec = Codec(Codec.preset("tiny")).eval()
+    codec.quantizer.start_from(codec.encoder(0.1 * torch.randn(1, 1, 48_000)).detach().transpose(1, 2).flatten(0, 1))
+    crops = drawn_crops([(1.0, [toy_clip(kind, 0, 1.0) for kind in ("dog", "bell", "rain")])], 0.4, 0.5, 0, codec)
+    batches = LMBatches(crops, load_text_encoder(POCKET / "text"), LMTraining(batch_size=4), torch.device("cpu"), codec=codec)
+    for step in (0, 3):
+        codes = batches.of(step)[0]
+        audio = torch.stack([crops[i][0] for i in range(4 * step, 4 * step + 4)])
+        assert codes.shape == (4, codec.n_q, crops.n_frames) and len(codes.unique()) > 3
+        assert torch.equal(codes, StreamingCodec(codec).encode(audio)[..., :crops.n_frames])
+
+
 @pytest.mark.parametrize("change, message", [
     ({"lm": {"preset": "paper_base"}}, r"lm.card is 2048, the codec has 32 codes; lm.text_dim is 768"),
     ({"codec": "nowhere"}, "no model 'nowhere'"),

@@ -157,7 +157,7 @@ class LMBatches:
                                             world_size=world_size()))
         items, captions = next(self.loader)
         self.next = n + 1
-        codes = self.online.encode(items) if self.online else items.long()
+        codes = items.long() if self.online is None else self.online.encode(items)
         first = n * s.batch_size + rank() * len(codes)
         batch = codes, *lm_texts(captions, first, self.text_encoder, s)
         return [part.to(self.device, non_blocking=True) for part in batch]
