@@ -130,8 +130,8 @@ def _batches(jobs, batch_size):
         yield from (run[i : i + batch_size] for i in range(0, len(run), batch_size))
 
 def _save(job, audio, model, tags):
-    "Write one sound (1, T) with how it was made; one beyond full scale is lowered as a whole, not clipped"
-    audio = set_level(audio, level_db(audio))
+    "Write one sound (1, T) with how it was made"
+    audio = set_level(audio, level_db(audio))   # its own level: only peaks beyond full scale lower it
     request = Request(**job.settings).filled(model.generation)
     made = {f.name: getattr(request, f.name) for f in fields(request) if f.name in SETTINGS}
     made = {key: value for key, value in made.items() if value is not None}

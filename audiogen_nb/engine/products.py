@@ -86,10 +86,14 @@ def rounded_product(
     return torch._weight_int8pack_mm(x.bfloat16(), weight, scale).to(x.dtype)
 
 # %% ../../nbs/engine/products.ipynb #0aee497b
+def _has_fbgemm():
+    "Whether the operations on packed weights are FBGEMM's"
+    return torch.backends.quantized.engine in ("fbgemm", "x86")
+
 @cache
 def digits_are_exact() -> bool:
     "Is there an integer product, and does it hold for the largest numbers?"
-    if torch.backends.quantized.engine not in ("fbgemm", "x86"):
+    if not _has_fbgemm():
         return False
     with own_surroundings(torch.device("cpu")):
         weight, digits = torch.full((32, 256), 127, dtype=torch.int8), torch.full((4, 256), 64.0)
@@ -126,7 +130,7 @@ def half_product(
 @cache
 def halves_are_exact() -> bool:
     "Does a row have the same result in every batch of up to 64?"
-    if torch.backends.quantized.engine not in ("fbgemm", "x86"):
+    if not _has_fbgemm():
         return False
     with own_surroundings(torch.device("cpu")):
         x = torch.arange(66 * 256).sin().float().view(66, 256)
