@@ -55,12 +55,9 @@ trial: $(VENV)/.lab ## try the claims of the paper again (hours); results go to 
 	@$(BIN)/python -c "from audiogen_nb.lab.claims import full_trial; full_trial('$(RUNS)/trial', '$(RUNS)/trial.json')"
 	@cp $(RUNS)/trial.json nbs/labs/results/trial.json
 
-codec-race: export MALLOC_MMAP_MAX_ = 0
-codec-race: export MALLOC_TRIM_THRESHOLD_ = 100000000000
-codec-race: export MALLOC_TOP_PAD_ = 500000000
 codec-race: $(VENV)/.lab ## train seven codecs against each other (hours); results go to nbs/labs/results/codec_race.json
 	@$(BIN)/audiogen-nb fetch-judge && $(BIN)/audiogen-nb fetch-recordings --all
-	@$(BIN)/python -c "from audiogen_nb.lab.codec_race import full_race; full_race('$(RUNS)/codec_race', '$(RUNS)/codec_race.json')"
+	@$(BIN)/python -c "from audiogen_nb.engine.surroundings import keep_freed_memory as keep; keep(); from audiogen_nb.lab.codec_race import full_race; full_race('$(RUNS)/codec_race', '$(RUNS)/codec_race.json')"
 	@cp $(RUNS)/codec_race.json nbs/labs/results/codec_race.json
 
 export: $(VENV)/.dev ## write audiogen_nb/ from the notebooks
@@ -74,9 +71,6 @@ readme: $(VENV)/.dev ## write README.md from index.ipynb
 
 sync: export clean-notebooks readme ## export, clean-notebooks and readme in one
 
-pocket: export MALLOC_MMAP_MAX_ = 0
-pocket: export MALLOC_TRIM_THRESHOLD_ = 100000000000
-pocket: export MALLOC_TOP_PAD_ = 500000000
 pocket: $(VENV)/.lab ## train the bundled model again, from its recordings (six hours on two cores)
 	$(BIN)/audiogen-nb fetch-recordings --all
 	$(BIN)/audiogen-nb fit-codec $(CONFIGS)/pocket_codec.json --out $(RUNS)/pocket_codec

@@ -342,7 +342,9 @@ def fit_codec_command(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ):
     "Train a codec as a configuration file says; also under torchrun or accelerate launch."
+    from audiogen_nb.engine.surroundings import keep_freed_memory
     from audiogen_nb.train.codec import fit_codec_from_config
+    keep_freed_memory()
     fit_codec_from_config(config, out, not quiet, start_from,
                           _machine(device=device, precision=precision, log_with=log_with))
     print(out)
@@ -364,7 +366,9 @@ def fit_lm_command(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ):
     "Train a language model on a codec's tokens, and save the whole model; also under torchrun."
+    from audiogen_nb.engine.surroundings import keep_freed_memory
     from audiogen_nb.train.lm import fit_lm_from_config
+    keep_freed_memory()
     fit_lm_from_config(config, codec_run, out, not quiet, start_from,
                        _machine(device=device, precision=precision, log_with=log_with))
     print(out / "model")
@@ -417,11 +421,13 @@ def fit_lora_command(
     "Teach a model the sounds of a folder; with more --steps a finished run goes on."
     if not sounds.is_dir():
         raise FileNotFoundError(f"no folder {sounds}; pass a folder with sounds")
+    from audiogen_nb.engine.surroundings import keep_freed_memory
     from audiogen_nb.pipeline import AudioGen
     from audiogen_nb.train.acceleration import Machine
     from audiogen_nb.train.lora import LoRATraining, fit_lora, merge_lora
     from audiogen_nb.train.runs import training_clips
     base = AudioGen.from_pretrained(model)
+    keep_freed_memory()
     (train,), held_out = training_clips({"folder": str(sounds)}, base.sample_rate)
     fit_lora(base, train, out, LoRATraining(n_steps=steps, rank=rank), held_out, not quiet,
              Machine(**_machine(device=device, precision=precision)))
