@@ -359,7 +359,7 @@ def fit_lm_command(
     codec_run: Annotated[Path | None, typer.Option(
         help="Folder of a finished `fit-codec`; by default the JSON names the codec.")] = None,
     start_from: Annotated[Path | None, typer.Option(
-        help="Folder of another run, on the same codes, to begin with.")] = None,
+        help="What to begin with, on the same codes: the folder of another run, or a model.")] = None,
     device: _device = None,
     precision: _precision = None,
     log_with: _log_with = None,

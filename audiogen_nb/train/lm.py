@@ -333,7 +333,7 @@ class Plan(NamedTuple):
 def read_plan(
     config_path: str | os.PathLike, # JSON with the `SECTIONS`
     codec_run: str | os.PathLike | None = None, # instead of the section `codec`
-    start_from: str | os.PathLike | None = None, # folder of the run to begin with
+    start_from: str | os.PathLike | None = None, # what to begin with, see `fit_lm_from_config`
     machine: dict | None = None, # settings of `Machine` that go before those of the section
 ) -> Plan:
     "Read a configuration and open its parts; whatever is wrong with it is said here"
@@ -342,8 +342,8 @@ def read_plan(
     generation = read_settings(Generation, config["generation"], "generation")
     machine = read_settings(Machine, {**config.pop("machine", {}), **(machine or {})}, "machine")
     if settings.keep_start and start_from is None:
-        raise ValueError("keep_start goes back to the weights of another run: "
-                         "pass start_from (--start-from), its folder")
+        raise ValueError("keep_start goes back to the weights of another run or model: "
+                         "pass start_from (--start-from), its folder or name")
     source = codec_run or config.get("codec")
     if source is None:
         raise ValueError(f"{config_path} names no codec: pass codec_run (--codec-run), "
@@ -371,7 +371,7 @@ def fit_lm_from_config(
     codec_run: str | os.PathLike | None, # folder of a finished `fit-codec`; None: see the section `codec`
     folder: str | os.PathLike, # of this run; call again to resume. The model is saved in its model/
     progress: bool = True,
-    start_from: str | os.PathLike | None = None, # folder of a run, on the same codes, to begin with
+    start_from: str | os.PathLike | None = None, # on the same codes: folder of a run, or a model, as "pocket"
     machine: dict | None = None, # settings of `Machine` that go before those of the configuration
 ) -> AudioGen:
     "Encode the clips, train a language model on them, and save the whole model"
@@ -381,30 +381,60 @@ def fit_lm_from_config(
     with processes():
         check_room(plan.lm_config, s.batch_size, plan.n_frames, plan.machine, world_size())
         torch.manual_seed(fold_seed(s.seed))
-        lm = AudioLM(plan.lm_config)
-        if start_from is not None:
-            load_checkpoint(Path(start_from) / "checkpoint.pt", {"lm": lm})
+        lm = _begun(plan, start_from)
         tokens, held_out = _tokens(plan, folder, progress)
         made = {name: some.made_from for name, some in (("train", tokens), ("held_out", held_out))}
-        record_recipe(folder, plan.config, read_recipe(start_from) if start_from else (), made)
+        record_recipe(folder, plan.config, _stages_before(start_from), made)
         model = AudioGen(codec, lm, plan.text_encoder, plan.generation)
         sample = lambda n: _samples(model, folder, n)
         fit_lm(lm, tokens, plan.text_encoder, s, folder, held_out, sample, progress, plan.machine,
                codec if plan.online else None)
-        if start_from is not None:
-            _keep_start(lm, start_from, s.keep_start)
+        if s.keep_start:
+            _go_back(lm, _begun(plan, start_from), s.keep_start)
         if rank() == 0:
             _save(model, folder, plan.codec_source)
     return model
 
+# %% ../../nbs/engine/lm_training.ipynb #d1829c1f
+def _is_run(start_from): return (Path(start_from) / "recipe.json").is_file()
+
+def _begun(plan, start_from):
+    "A language model to train: new, or with the weights of a run or of a model"
+    lm = AudioLM(plan.lm_config)
+    if start_from is None:
+        return lm
+    if _is_run(start_from):
+        load_checkpoint(Path(start_from) / "checkpoint.pt", {"lm": lm})
+        return lm
+    model = _model_to_begin_with(start_from)
+    if model.lm.config != lm.config:
+        raise ValueError(f"the language model of {start_from} is of another geometry than lm: it is "
+                         f"{model.lm.config}")
+    if weights_fingerprint(model.codec) != plan.config["codec_weights"]:
+        raise ValueError(f"the language model of {start_from} was trained on the codes of its own codec, and "
+                         f"{plan.codec_source} is another one: name that model in the section codec, too")
+    lm.load_state_dict(model.lm.state_dict())
+    return lm
+
+def _model_to_begin_with(name):
+    try:
+        return AudioGen.from_pretrained(name)
+    except FileNotFoundError as e:
+        raise FileNotFoundError(f"{name} is not the folder of a run, and no model either: {e}") from e
+
+def _stages_before(start_from):
+    "What made the weights to begin with: a run's recipe, or a model's source and licence"
+    if start_from is None or _is_run(start_from):
+        return read_recipe(start_from) if start_from else []
+    origin = codec_origin(start_from)
+    return [{"started_from": origin["source"], "licence": origin["licence"]}]
+
 # %% ../../nbs/engine/lm_training.ipynb #b6fc4b10
-def _keep_start(lm, run, share):
-    "Move the weights a share of the way back to those of an earlier run"
-    start = copy.deepcopy(lm)
-    load_checkpoint(Path(run) / "checkpoint.pt", {"lm": start})
-    with torch.no_grad():
-        for new, old in zip(lm.parameters(), start.parameters()):
-            new.lerp_(old, share)
+@torch.no_grad()
+def _go_back(lm, start, share):
+    "Move the weights a share of the way back to those of another model"
+    for new, old in zip(lm.parameters(), start.parameters()):
+        new.lerp_(old, share)
 
 # %% ../../nbs/engine/lm_training.ipynb #e5d3afcc
 def _tokens(plan, folder, progress):
@@ -426,9 +456,13 @@ def _save(model, folder, codec_source):
     licence = heard.licence
     if isinstance(made, dict):
         licence += f"; of its codec ({made['source']}): {made['licence']}"
+    begun_with = next((stage for stage in read_recipe(folder) if "started_from" in stage), {})
+    if begun_with:
+        licence += f"; of the model it began with ({begun_with['started_from']}): {begun_with['licence']}"
     model.provenance = {"codec": _without_paths(made) if isinstance(made, list) else made, "licence": licence,
                         "language_model": _without_paths(read_recipe(folder))}
-    model.provenance["card"] = model_card(model, heard.credits, folder.resolve().name, heard.about)
+    model.provenance["card"] = model_card(model, heard.credits, folder.resolve().name, heard.about,
+                                          begun_with.get("started_from", ""))
     model.save_pretrained(folder / "model", "int8", exist_ok=True)
 
 def _samples(model, folder, step):
@@ -449,10 +483,12 @@ def model_card(
     credits: str, # Markdown, who made what it was trained on
     title: str = "An AudioGen model",
     about: str = "", # Markdown, what it was trained on
+    begun_with: str = "", # name of the model whose weights it had at first
 ) -> str:
     "The card of a model that was trained here"
     words = f"- Words: {_words_of(model.text_encoder)}"
-    return make_card(model.parts, title, f"Trained from scratch with audiogen_nb. {about}".strip(),
+    how = f"with audiogen_nb, beginning with {begun_with}" if begun_with else "from scratch with audiogen_nb"
+    return make_card(model.parts, title, f"Trained {how}. {about}".strip(),
                      f"## Whom it owes\n\n{credits + chr(10) if credits else ''}{words}")
 
 # %% ../../nbs/engine/lm_training.ipynb #8e7b3110
