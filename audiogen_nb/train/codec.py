@@ -369,7 +369,8 @@ def diagnose(
     say = lambda name, evidence, advice: found.append(Finding(name, last["step"], evidence, advice))
     mean = lambda name: sum(row[name] for row in log[-window:]) / window
     named = [name for name in last if len(log) >= window and all(name in row for row in log[-window:])]
-    if bad := [name for name, value in last.items() if not math.isfinite(value)]:
+    left_out = len(log) >= 10 and all("skipped" in row for row in log[-10:])    # there `run_steps` stops, too
+    if bad := [name for name, value in last.items() if not math.isfinite(value)] or ["gradient"] * left_out:
         say("not a number", f"{', '.join(bad)} is NaN or infinite",
             "lower learning_rate or clip; a checkpoint, if one was due, holds finite weights")
     for name in [name for name in named if name.startswith("perplexity") and mean(name) < max(2, card / 64)]:

@@ -27,7 +27,7 @@ from ..data.recordings import PACKAGES, chosen_packages, read_recordings, record
 from ..data.stream import CaptionedCrops, crops_loader
 from ..engine.processes import processes, rank, share_weights, world_size
 from ..engine.surroundings import leaves_no_trace
-from ..hub import make_card
+from ..hub import derived_card, make_card, model_folder, with_card
 from ..lm.transformer import AudioLM, LMConfig
 from ..pipeline import AudioGen
 from ..sampling.request import Generation, fold_seed, step_generator
@@ -392,7 +392,7 @@ def fit_lm_from_config(
         if s.keep_start:
             _go_back(lm, _begun(plan, start_from), s.keep_start)
         if rank() == 0:
-            _save(model, folder, plan.codec_source)
+            _save(model, folder, plan.codec_source, start_from)
     return model
 
 # %% ../../nbs/engine/lm_training.ipynb #d1829c1f
@@ -448,21 +448,19 @@ def _tokens(plan, folder, progress):
         made[name] = cached_tokens(folder / name, plan.codec, **drawing, progress=progress)
     return made["train"], made["held_out"]
 
-def _save(model, folder, codec_source):
+def _save(model, folder, codec_source, start_from):
     "The whole model in the folder of its run, with a card that follows from the recipes"
     made = codec_origin(codec_source)
     heard = what_was_heard((made if isinstance(made, list) else []) + read_recipe(folder),
                            model.codec.sample_rate)
     licence = heard.licence
-    if isinstance(made, dict):
-        licence += f"; of its codec ({made['source']}): {made['licence']}"
-    begun_with = next((stage for stage in read_recipe(folder) if "started_from" in stage), {})
-    if begun_with:
-        licence += f"; of the model it began with ({begun_with['started_from']}): {begun_with['licence']}"
+    others = {(made["source"], made["licence"]): "its codec"} if isinstance(made, dict) else {}
+    begun_with = [stage for stage in read_recipe(folder) if "started_from" in stage]
+    others |= {(stage["started_from"], stage["licence"]): "the model it began with" for stage in begun_with}
+    licence += "".join(f"; of {what} ({source}): {terms}" for (source, terms), what in others.items())
     model.provenance = {"codec": _without_paths(made) if isinstance(made, list) else made, "licence": licence,
                         "language_model": _without_paths(read_recipe(folder))}
-    model.provenance["card"] = model_card(model, heard.credits, folder.resolve().name, heard.about,
-                                          begun_with.get("started_from", ""))
+    model.provenance["card"] = _card(model, heard, folder.resolve().name, start_from)
     model.save_pretrained(folder / "model", "int8", exist_ok=True)
 
 def _samples(model, folder, step):
@@ -483,13 +481,21 @@ def model_card(
     credits: str, # Markdown, who made what it was trained on
     title: str = "An AudioGen model",
     about: str = "", # Markdown, what it was trained on
-    begun_with: str = "", # name of the model whose weights it had at first
 ) -> str:
     "The card of a model that was trained here"
     words = f"- Words: {_words_of(model.text_encoder)}"
-    how = f"with audiogen_nb, beginning with {begun_with}" if begun_with else "from scratch with audiogen_nb"
-    return make_card(model.parts, title, f"Trained {how}. {about}".strip(),
+    return make_card(model.parts, title, f"Trained from scratch with audiogen_nb. {about}".strip(),
                      f"## Whom it owes\n\n{credits + chr(10) if credits else ''}{words}")
+
+# %% ../../nbs/engine/lm_training.ipynb #37ac905d
+def _card(model, heard, title, start_from):
+    "A card that follows from the recipes; below it the whole card of a model that it began with"
+    if start_from is None or _is_run(start_from):
+        return model_card(model, heard.credits, title, heard.about)
+    text = ("The language model of the one described below was trained further with audiogen_nb. "
+            f"{heard.about} All that is said below of makers and licences still holds.\n\n{heard.credits}")
+    before = model.parts._replace(provenance=with_card({}, model_folder(start_from)))
+    return derived_card(before, "{}, trained further", text.strip(), model.provenance["licence"])
 
 # %% ../../nbs/engine/lm_training.ipynb #8e7b3110
 def _words_of(text_encoder):
