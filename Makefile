@@ -57,7 +57,8 @@ trial: $(VENV)/.lab ## try the claims of the paper again (hours); results go to 
 
 codec-race: $(VENV)/.lab ## train seven codecs against each other (hours); results go to nbs/labs/results/codec_race.json
 	@$(BIN)/audiogen-nb fetch-judge && $(BIN)/audiogen-nb fetch-recordings --all
-	@$(BIN)/python -c "from audiogen_nb.engine.surroundings import keep_freed_memory as keep; keep(); from audiogen_nb.lab.codec_race import full_race; full_race('$(RUNS)/codec_race', '$(RUNS)/codec_race.json')"
+	@$(BIN)/python -c "from audiogen_nb.engine.surroundings import keep_freed_memory; keep_freed_memory(); \
+	  from audiogen_nb.lab.codec_race import full_race; full_race('$(RUNS)/codec_race', '$(RUNS)/codec_race.json')"
 	@cp $(RUNS)/codec_race.json nbs/labs/results/codec_race.json
 
 export: $(VENV)/.dev ## write audiogen_nb/ from the notebooks

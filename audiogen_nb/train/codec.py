@@ -35,7 +35,7 @@ from ..sound import fade, fit_length, save_audio
 from .acceleration import Alone, Machine, accelerated, tracking, update, wrapped
 from .codec_step import (
     Adversary, check_clips, rebuild, reconstruction_losses, start_codebooks)
-from .loop import SCHEDULES, locks_folder, run_steps, update_average
+from .loop import SCHEDULES, locks_folder, run_steps, steps_left_out, update_average
 from .parts import codec_origin, open_codec, read_shape
 from .runs import check_recipe, read_config, read_settings, record_recipe, training_clips
 from .tokens import clips_fingerprint
@@ -369,8 +369,8 @@ def diagnose(
     say = lambda name, evidence, advice: found.append(Finding(name, last["step"], evidence, advice))
     mean = lambda name: sum(row[name] for row in log[-window:]) / window
     named = [name for name in last if len(log) >= window and all(name in row for row in log[-window:])]
-    left_out = len(log) >= 10 and all("skipped" in row for row in log[-10:])    # there `run_steps` stops, too
-    if bad := [name for name, value in last.items() if not math.isfinite(value)] or ["gradient"] * left_out:
+    bad = [name for name, value in last.items() if not math.isfinite(value)]
+    if bad := bad or ["gradient"] * steps_left_out(log):
         say("not a number", f"{', '.join(bad)} is NaN or infinite",
             "lower learning_rate or clip; a checkpoint, if one was due, holds finite weights")
     for name in [name for name in named if name.startswith("perplexity") and mean(name) < max(2, card / 64)]:

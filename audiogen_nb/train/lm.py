@@ -385,6 +385,7 @@ def fit_lm_from_config(
         tokens, held_out = _tokens(plan, folder, progress)
         made = {name: some.made_from for name, some in (("train", tokens), ("held_out", held_out))}
         record_recipe(folder, plan.config, _stages_before(start_from), made)
+        before = _card_before(folder) if rank() == 0 else None
         model = AudioGen(codec, lm, plan.text_encoder, plan.generation)
         sample = lambda n: _samples(model, folder, n)
         fit_lm(lm, tokens, plan.text_encoder, s, folder, held_out, sample, progress, plan.machine,
@@ -392,7 +393,7 @@ def fit_lm_from_config(
         if s.keep_start:
             _go_back(lm, _begun(plan, start_from), s.keep_start)
         if rank() == 0:
-            _save(model, folder, plan.codec_source, start_from)
+            _save(model, folder, plan.codec_source, before)
     return model
 
 # %% ../../nbs/engine/lm_training.ipynb #d1829c1f
@@ -426,8 +427,12 @@ def _stages_before(start_from):
     "What made the weights to begin with: a run's recipe, or a model's source and licence"
     if start_from is None or _is_run(start_from):
         return read_recipe(start_from) if start_from else []
-    origin = codec_origin(start_from)
-    return [{"started_from": origin["source"], "licence": origin["licence"]}]
+    return [{"started_from": str(start_from), "licence": codec_origin(start_from)["licence"]}]
+
+def _card_before(folder):
+    "The card of the model that a run, or one before it, began with, in a provenance; None: there was none"
+    names = [stage["started_from"] for stage in read_recipe(folder) if "started_from" in stage]
+    return with_card({}, model_folder(names[0])) if names else None
 
 # %% ../../nbs/engine/lm_training.ipynb #b6fc4b10
 @torch.no_grad()
@@ -448,19 +453,19 @@ def _tokens(plan, folder, progress):
         made[name] = cached_tokens(folder / name, plan.codec, **drawing, progress=progress)
     return made["train"], made["held_out"]
 
-def _save(model, folder, codec_source, start_from):
+def _save(model, folder, codec_source, before):
     "The whole model in the folder of its run, with a card that follows from the recipes"
-    made = codec_origin(codec_source)
+    made, recipe = codec_origin(codec_source), _without_paths(read_recipe(folder))
     heard = what_was_heard((made if isinstance(made, list) else []) + read_recipe(folder),
                            model.codec.sample_rate)
     licence = heard.licence
     others = {(made["source"], made["licence"]): "its codec"} if isinstance(made, dict) else {}
-    begun_with = [stage for stage in read_recipe(folder) if "started_from" in stage]
+    begun_with = [stage for stage in recipe if "started_from" in stage]
     others |= {(stage["started_from"], stage["licence"]): "the model it began with" for stage in begun_with}
     licence += "".join(f"; of {what} ({source}): {terms}" for (source, terms), what in others.items())
     model.provenance = {"codec": _without_paths(made) if isinstance(made, list) else made, "licence": licence,
-                        "language_model": _without_paths(read_recipe(folder))}
-    model.provenance["card"] = _card(model, heard, folder.resolve().name, start_from)
+                        "language_model": recipe}
+    model.provenance["card"] = _card(model, heard, folder.resolve().name, before)
     model.save_pretrained(folder / "model", "int8", exist_ok=True)
 
 def _samples(model, folder, step):
@@ -488,14 +493,14 @@ def model_card(
                      f"## Whom it owes\n\n{credits + chr(10) if credits else ''}{words}")
 
 # %% ../../nbs/engine/lm_training.ipynb #37ac905d
-def _card(model, heard, title, start_from):
+def _card(model, heard, title, before):
     "A card that follows from the recipes; below it the whole card of a model that it began with"
-    if start_from is None or _is_run(start_from):
+    if before is None:
         return model_card(model, heard.credits, title, heard.about)
     text = ("The language model of the one described below was trained further with audiogen_nb. "
             f"{heard.about} All that is said below of makers and licences still holds.\n\n{heard.credits}")
-    before = model.parts._replace(provenance=with_card({}, model_folder(start_from)))
-    return derived_card(before, "{}, trained further", text.strip(), model.provenance["licence"])
+    return derived_card(model.parts._replace(provenance=before), "{}, trained further", text.strip(),
+                        model.provenance["licence"])
 
 # %% ../../nbs/engine/lm_training.ipynb #8e7b3110
 def _words_of(text_encoder):
@@ -559,6 +564,8 @@ def _licence_of(credits, own, sets):
     return f"{terms}; see README.md" if terms else "not stated; all its sounds were computed by the library"
 
 # %% ../../nbs/engine/lm_training.ipynb #11e1a05e
+_NAMES = ("codec", "text", "name", "started_from")        # what may be a path or a name
+
 def _without_paths(recipe):
     "A recipe to be published: of folders only their names"
     def short(key, value):
@@ -566,7 +573,7 @@ def _without_paths(recipe):
             return {k: short(k, v) for k, v in value.items()}
         if isinstance(value, list):
             return [short(key, v) for v in value]
-        path = key in ("folder", "recordings_folder", "root") or key in ("codec", "text", "name") and (
+        path = key in ("folder", "recordings_folder", "root") or key in _NAMES and (
             isinstance(value, str) and Path(value).exists())
         return Path(value).name if path and value else value
     return [short("", stage) for stage in recipe]
