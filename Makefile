@@ -72,7 +72,7 @@ readme: $(VENV)/.dev ## write README.md from index.ipynb
 
 sync: export clean-notebooks readme ## export, clean-notebooks and readme in one
 
-pocket: $(VENV)/.lab ## train the bundled model again, from its recordings (six hours on two cores)
+pocket: $(VENV)/.lab ## train the bundled model again, from its recordings (seven hours on two cores)
 	$(BIN)/audiogen-nb fetch-recordings --all
 	$(BIN)/audiogen-nb fit-codec $(CONFIGS)/pocket_codec.json --out $(RUNS)/pocket_codec
 	$(BIN)/audiogen-nb fit-codec $(CONFIGS)/pocket_codec_adversarial.json --start-from $(RUNS)/pocket_codec \
@@ -80,7 +80,9 @@ pocket: $(VENV)/.lab ## train the bundled model again, from its recordings (six 
 	$(BIN)/audiogen-nb fit-codec $(CONFIGS)/pocket_codec_levels.json --start-from $(RUNS)/pocket_codec_adversarial \
 	  --out $(RUNS)/pocket_codec_levels
 	$(BIN)/audiogen-nb fit-lm $(CONFIGS)/pocket_lm.json --codec-run $(RUNS)/pocket_codec_levels --out $(RUNS)/pocket_lm
-	@echo "copy $(RUNS)/pocket_lm/model over audiogen_nb/pocket to bundle it"
+	$(BIN)/audiogen-nb fit-lm $(CONFIGS)/pocket_lm_listening.json --codec-run $(RUNS)/pocket_codec_levels \
+	  --start-from $(RUNS)/pocket_lm --out $(RUNS)/pocket_lm_listening
+	@echo "copy $(RUNS)/pocket_lm_listening/model over audiogen_nb/pocket to bundle it"
 
 clean: ## remove .venv and build leftovers
 	rm -rf $(VENV) _docs build dist *.egg-info

@@ -20,6 +20,7 @@ from audiogen_nb import Codec
 from audiogen_nb.data.clips import Clip
 from audiogen_nb.data.toy_kinds import ToyWorld
 from audiogen_nb.engine.chunks import lookahead
+from audiogen_nb.train.acceleration import Machine
 from audiogen_nb.train.loop import load_checkpoint, read_log, run_steps
 from audiogen_nb.train.runs import read_config
 from audiogen_nb.train.runs import read_settings
@@ -326,6 +327,10 @@ def test_the_committed_configurations_are_valid():
     assert read_settings(CodecTraining, levels["training"], "training").only_levels and levels["codec"]["n_q"] == 8
     lm = read_config(CONFIGS / "pocket_lm.json", {"lm", "data", "tokens", "training", "generation"}, {"machine"})
     assert read_settings(LMTraining, lm["training"], "training").n_steps == 11000 and lm["lm"]["n_q"] == levels["codec"]["n_q"]
+    further = read_config(CONFIGS / "pocket_lm_listening.json", {"lm", "data", "tokens", "training", "generation"}, {"machine"})
+    weights = read_settings(LMTraining, further["training"], "training").stream_weights
+    assert further["lm"] == lm["lm"] and len(weights) == lm["lm"]["n_q"] and max(weights) == weights[0]
+    assert read_settings(Machine, further["machine"], "machine").compile
     torch.manual_seed(0)
     assert torch.isfinite(torch.as_tensor(CodecTrainer(Codec(Codec.preset("tiny")), replace(b, discriminator="tiny")).step(
         0, codec_batch([list(ToyWorld(2, seed=0, duration=0.6))], 2, 8000, torch.Generator().manual_seed(0)))["loss"]))

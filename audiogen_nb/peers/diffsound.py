@@ -328,7 +328,7 @@ def fit_diffsound(
     batches = LMBatches(tokens, text_encoder, s, model.embed.weight.device)
 
     def losses(n):
-        codes, states, mask = batches.of(n)
+        codes, states, mask, _ = batches.of(n)
         loss, bound = _batch_loss(model, time_first(codes), states, mask, step_generator(s.seed ^ 0xD1FF, n))
         return {"loss": loss, "bound": bound}
     return fit_module(model, losses, s.n_steps, folder, s.learning_rate, s.weight_decay, s.clip, progress)

@@ -36,7 +36,7 @@ from ..text.captions import CaptionShards
 from ..text.encoders import TextEncoder, drop_text
 from .acceleration import (
     Machine, WholeState, accelerated, recomputed, shard, tracking, update, whole, wrapped)
-from .lm_step import blur_text, lm_loss
+from .lm_step import blur_text, hidden_frames, lm_loss
 from .loop import SCHEDULES, load_checkpoint, locks_folder, run_steps, update_average
 from .parts import (
     check_disk, check_fit, check_room, codec_origin, open_codec, open_text_encoder, read_shape)
@@ -59,6 +59,8 @@ class LMTraining:
     drop_text: float = 0.1             # probability of leaving a caption out (paper: 10 %)
     hide_words: float = 0.15           # probability of hiding a single word
     text_noise: float = 0.6            # largest standard deviation of the noise on word vectors
+    hide_frames: float = 0.0           # largest share of an item's frames that the model is not shown
+    stream_weights: tuple[float, ...] = ()   # shares of the K streams in the loss; (): all alike
     keep_start: float = 0.0            # share of the weights it started from in the result (`--start-from`)
     seed: int = 0
     checkpoint_every: int = 100        # steps
@@ -75,11 +77,13 @@ def _check_training(s):
         kind = {int: whole_number, float: real_number}.get(type(f.default))
         if kind:
             object.__setattr__(s, f.name, kind(getattr(s, f.name), f.name))
+    object.__setattr__(s, "stream_weights",
+                       tuple(real_number(x, "stream_weights", 0) for x in s.stream_weights))
     if s.n_steps < 1 or s.batch_size < 1 or s.learning_rate <= 0:
         raise ValueError(f"n_steps, batch_size and learning_rate must be positive, got {s}")
-    shares = {name: getattr(s, name) for name in ("hide_words", "keep_start", "average")}
+    shares = {name: getattr(s, name) for name in ("hide_words", "hide_frames", "keep_start", "average")}
     if not (0 <= s.drop_text <= 1 and all(0 <= x < 1 for x in shares.values())):
-        raise ValueError("drop_text, hide_words, keep_start and average are shares below 1, got "
+        raise ValueError("drop_text, hide_words, hide_frames, keep_start and average are shares below 1, got "
                          f"{s.drop_text} and {shares}")
     if s.schedule not in SCHEDULES or s.result not in ("last", "best"):
         raise ValueError(f"schedule must be one of {list(SCHEDULES)} and result 'last' or 'best', "
@@ -125,12 +129,14 @@ def lm_texts(
 # %% ../../nbs/engine/lm_training.ipynb #294be858
 class LMLoss(nn.Module):
     "The loss as a module, for whatever wraps modules"
-    def __init__(self, lm: AudioLM):
+    def __init__(self, lm: AudioLM, stream_weights: Sequence[float] = ()):
         super().__init__()
         self.lm = lm
+        weights = torch.tensor(stream_weights) if stream_weights else None
+        self.register_buffer("stream_weights", weights, persistent=False)
 
-    def forward(self, codes, states, mask): # -> (), and (K,) of the streams
-        return lm_loss(self.lm, codes, states, mask)
+    def forward(self, codes, states, mask, hidden=None): # -> (), and (K,) of the streams
+        return lm_loss(self.lm, codes, states, mask, hidden, self.stream_weights)
 
 # %% ../../nbs/engine/lm_training.ipynb #3e6b5f9a
 class LMBatches:
@@ -149,8 +155,10 @@ class LMBatches:
         self.online = OnlineTokens(codec.to(device), (), getattr(tokens, "n_frames", None)) if codec else None
         self.n_workers, self.loader, self.next = n_workers, None, None
 
-    def of(self, n: int) -> list[torch.Tensor]: # codes (B, K, F), states (B, L, E), mask (B, L)
-        "The batch of step n; cheapest when n follows the last one"
+    def of(self,
+        n: int, # number of the step; cheapest when it follows the last one
+    ) -> list[torch.Tensor]: # codes (B, K, F), states (B, L, E), mask (B, L), hidden (B, F)
+        "The batch of a step"
         s = self.settings
         if n != self.next:                                         # where the run begins or goes on
             self.loader = iter(crops_loader(self.items, s.batch_size, n, None, self.n_workers, rank=rank(),
@@ -159,8 +167,14 @@ class LMBatches:
         self.next = n + 1
         codes = items.long() if self.online is None else self.online.encode(items)
         first = n * s.batch_size + rank() * len(codes)
-        batch = codes, *lm_texts(captions, first, self.text_encoder, s)
+        batch = codes, *lm_texts(captions, first, self.text_encoder, s), self._hidden(first, codes)
         return [part.to(self.device, non_blocking=True) for part in batch]
+
+    def _hidden(self, first, codes):
+        "Frames that the model is not shown, of items number `first` and on"
+        share, own = self.settings.hide_frames, self.settings.seed ^ 0xF4A3E5       # draws of their own
+        return torch.stack([hidden_frames(codes.shape[-1], share, step_generator(own, first + j))
+                            for j in range(len(codes))])
 
 # %% ../../nbs/engine/lm_training.ipynb #50e25d72
 class LMTrainer:
@@ -178,7 +192,7 @@ class LMTrainer:
         share_weights(lm)                                          # several processes start alike
         self.average = copy.deepcopy(lm) if s.average else None
         self.learner = copy.deepcopy(lm) if s.average or machine.shard else lm
-        losses = [LMLoss(model) for model in (self.learner, self.average) if model]
+        losses = [LMLoss(model, s.stream_weights) for model in (self.learner, self.average) if model]
         for loss in losses if machine.shard else ():
             shard(loss, loss.lm.blocks, accelerator.device)
         self.loss_of = wrapped(accelerator, losses[0], machine)
@@ -235,9 +249,11 @@ def _held_out_loss(trainer):
     trainer.learner.eval()
     held_out, size = trainer.held_out, trainer.settings.batch_size
     n_batches = min(-(-len(held_out.items.tokens) // size), _MOST_HELD_OUT)
-    return torch.stack([trainer.loss_of(*held_out.of(n))[0] for n in range(n_batches)]).mean()
+    return torch.stack([trainer.loss_of(*held_out.of(n))[1].mean() for n in range(n_batches)]).mean()
 
 # %% ../../nbs/engine/lm_training.ipynb #3908021c
+_QUIET = dict(drop_text=0.0, hide_words=0.0, text_noise=0.0, hide_frames=0.0)    # of a look at held-out items
+
 @leaves_no_trace()
 def fit_lm(
     lm: AudioLM, # trained in place, and left in evaluation mode where it was
@@ -260,7 +276,7 @@ def fit_lm(
         text_encoder = CaptionShards(text_encoder)
         text_encoder.fill(_captions_of(None if codec else tokens, held_out), progress=progress)
     with accelerated(machine, folder) as accelerator, recomputed(lm.blocks, machine.recompute):
-        device, quiet = accelerator.device, replace(s, drop_text=0.0, hide_words=0.0, text_noise=0.0)
+        device, quiet = accelerator.device, replace(s, **_QUIET)
         batches = LMBatches(tokens, text_encoder, s, device, machine.workers, codec)
         judges = LMBatches(held_out, text_encoder, quiet, device, in_turn=True) if held_out else None
         trainer = LMTrainer(lm, batches, s, accelerator, machine, judges)
@@ -295,6 +311,9 @@ def _check_parts(c, s, machine, codec):
     if machine.shard and int(os.environ.get("WORLD_SIZE") or 1) == 1:
         raise ValueError("shard divides a model over several processes, and there is one: start it with "
                          "torchrun or accelerate launch, or set machine.shard to false")
+    if s.stream_weights and (len(s.stream_weights) != c.n_q or not sum(s.stream_weights)):
+        raise ValueError(f"stream_weights needs a weight for each of the {c.n_q} streams, and one above 0, "
+                         f"got {list(s.stream_weights)}")
     if codec and (codec.n_q, codec.card) != (c.n_q, c.card):
         raise ValueError(f"the codec writes {codec.n_q} streams of {codec.card} codes, the language model "
                          f"reads {c.n_q} of {c.card}; choose parts that fit")

@@ -23,6 +23,8 @@ from ..engine.processes import rank
 from ..files import atomic_path, read_json
 
 # %% ../../nbs/engine/runs.ipynb #e55aff3f
+_LIKE = {float: (int, float), tuple: (list, tuple)}            # what JSON may have instead
+
 def read_settings(
     kind: type, # a dataclass with defaults
     section: dict, # of a configuration
@@ -32,7 +34,7 @@ def read_settings(
     check_keys(section, [f.name for f in fields(kind)], where)
     for f in fields(kind):
         value = section.get(f.name, f.default)
-        kinds = (int, float) if isinstance(f.default, float) else type(f.default)
+        kinds = _LIKE.get(type(f.default), type(f.default))
         if f.default is not None and (
             not isinstance(value, kinds) or isinstance(value, bool) != isinstance(f.default, bool)
         ):
