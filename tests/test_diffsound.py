@@ -331,7 +331,7 @@ def test_ways_back_have_the_right_length_and_level():
     again = griffin_lim(picture)
     assert torch.equal(again, griffin_lim(picture)), "it depends on nothing but the picture"
     assert 0.5 < again[..., 1000:-1000].std() / tone.std() < 1.5
-    assert torch.fft.rfft(again[0, 0]).abs().argmax() * 16_000 / 8192 == pytest.approx(1000, abs=20)
+    assert torch.fft.rfft(again[0, 0]).abs().argmax() * 16_000 / 8192 == pytest.approx(1000, abs=53)          # a band of the picture
 
 
 def test_trainings_of_the_parts_and_a_codec_that_others_can_use(tmp_path, encoder):

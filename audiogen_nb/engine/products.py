@@ -36,8 +36,16 @@ def packed_product(
     least: int = 2, # rows that oneDNN is given
 ) -> torch.Tensor: # (R, out)
     "oneDNN's product; a row's result does not depend on R"
-    y = torch.ops.mkldnn._linear_pointwise.default(padded_rows(x, least), packed, bias, "none", [], "")
-    return y[: len(x)]
+    product = lambda rows: torch.ops.mkldnn._linear_pointwise.default(rows, packed, bias, "none", [], "")
+    if x.dtype != torch.bfloat16 or not _has_tiles():
+        return product(padded_rows(x, least))[: len(x)]
+    tiles = padded_rows(x, len(x) + -len(x) % 16).split(16)
+    return torch.cat([product(tile) for tile in tiles])[: len(x)]
+
+@cache
+def _has_tiles():
+    "Has the processor AMX? With it oneDNN sums bfloat16 in an order that depends on the number of rows"
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 
 # %% ../../nbs/engine/products.ipynb #109f49ee
 class DigitWeight(NamedTuple):

@@ -243,8 +243,8 @@ _SECTIONS = {"model": """## Takes of the bundled model
 Made by `pocket` from the text alone. **Every take has seed 0; none was chosen by ear.** The texts are the
 front page's own, at three strengths of guidance, and every second one of the twenty plain prompts that the
 model is judged by. How often does it hit? A network for sound effects that had no part in the training
-names the one of 744 recordings that is nearest to a take. It is one with an expected word for 13 % of
-plainly worded prompts (3 % by chance); one of the five nearest is for 39 % (13 % by chance).
+names the one of 744 recordings that is nearest to a take. It is one with an expected word for 24 % of
+plainly worded prompts (3 % by chance); one of the five nearest is for 35 % (13 % by chance).
 
 So listen for what is missing. In “a dog barks in the rain” there is rain and no dog: compare the mix of a
 bark and rain below. “A ticking clock” ticks twice.
