@@ -247,7 +247,7 @@ names the one of 744 recordings that is nearest to a take. It is one with an exp
 plainly worded prompts (3 % by chance); one of the five nearest is for 35 % (13 % by chance).
 
 So listen for what is missing. In “a dog barks in the rain” there is rain and no dog: compare the mix of a
-bark and rain below. “A ticking clock” ticks twice.
+bark and rain below. “A ticking clock” is silent for two seconds, then ticks; the monster growls once.
 """, "recording": """## Recordings
 
 Real sounds, free to pass on. Changed: mono, 16 kHz, silence at the ends cut, level set, compressed; the dog

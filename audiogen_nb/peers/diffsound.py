@@ -325,6 +325,8 @@ def fit_diffsound(
     if tokens.shape[1] != c.rows or tokens.card > c.card:
         raise ValueError(f"the tokens (N, rows, F) = {list(tokens.shape)} with codes up to {tokens.card - 1} "
                          f"do not fit a decoder of {c.rows} rows of {c.card} codes")
+    if s.hide_frames or s.stream_weights:
+        raise ValueError("hide_frames and stream_weights are of language models: leave them out here")
     batches = LMBatches(tokens, text_encoder, s, model.embed.weight.device)
 
     def losses(n):

@@ -59,8 +59,8 @@ class LMTraining:
     drop_text: float = 0.1             # probability of leaving a caption out (paper: 10 %)
     hide_words: float = 0.15           # probability of hiding a single word
     text_noise: float = 0.6            # largest standard deviation of the noise on word vectors
-    hide_frames: float = 0.0           # largest share of an item's frames that the model is not shown
-    stream_weights: tuple[float, ...] = ()   # shares of the K streams in the loss; (): all alike
+    hide_frames: float = 0.0           # largest probability of hiding a run of frames from the model
+    stream_weights: tuple[float, ...] = ()   # of the K streams in the loss that is logged; (): all alike
     keep_start: float = 0.0            # share of the weights it started from in the result (`--start-from`)
     seed: int = 0
     checkpoint_every: int = 100        # steps
@@ -77,8 +77,12 @@ def _check_training(s):
         kind = {int: whole_number, float: real_number}.get(type(f.default))
         if kind:
             object.__setattr__(s, f.name, kind(getattr(s, f.name), f.name))
-    object.__setattr__(s, "stream_weights",
-                       tuple(real_number(x, "stream_weights", 0) for x in s.stream_weights))
+    if not isinstance(s.stream_weights, (list, tuple)):
+        raise TypeError(f"stream_weights must be a list of numbers, got {s.stream_weights!r}")
+    weights = tuple(real_number(x, "stream_weights", 0) for x in s.stream_weights)
+    object.__setattr__(s, "stream_weights", weights)
+    if weights and not sum(weights):
+        raise ValueError("stream_weights must have a weight above 0, or be empty")
     if s.n_steps < 1 or s.batch_size < 1 or s.learning_rate <= 0:
         raise ValueError(f"n_steps, batch_size and learning_rate must be positive, got {s}")
     shares = {name: getattr(s, name) for name in ("hide_words", "hide_frames", "keep_start", "average")}
@@ -311,8 +315,8 @@ def _check_parts(c, s, machine, codec):
     if machine.shard and int(os.environ.get("WORLD_SIZE") or 1) == 1:
         raise ValueError("shard divides a model over several processes, and there is one: start it with "
                          "torchrun or accelerate launch, or set machine.shard to false")
-    if s.stream_weights and (len(s.stream_weights) != c.n_q or not sum(s.stream_weights)):
-        raise ValueError(f"stream_weights needs a weight for each of the {c.n_q} streams, and one above 0, "
+    if s.stream_weights and len(s.stream_weights) != c.n_q:
+        raise ValueError(f"stream_weights needs a weight for each of the {c.n_q} streams, "
                          f"got {list(s.stream_weights)}")
     if codec and (codec.n_q, codec.card) != (c.n_q, c.card):
         raise ValueError(f"the codec writes {codec.n_q} streams of {codec.card} codes, the language model "

@@ -19,7 +19,7 @@ def lm_loss(
     mask: torch.Tensor, # (B, L) bool
     hidden: torch.Tensor | None = None, # (B, F) bool, frames that the model is not shown; None: it sees all
     stream_weights: torch.Tensor | None = None, # (K,) shares of the streams in the loss; None: all alike
-) -> tuple[torch.Tensor, torch.Tensor]: # (), the mean over streams, and (K,), each stream's own
+) -> tuple[torch.Tensor, torch.Tensor]: # (), the (weighted) mean over streams, and (K,), each stream's own
     "Masked cross-entropy of teacher-forced predictions, averaged per stream, then over streams"
     shown = codes if hidden is None else codes.masked_fill(hidden[:, None], lm.special)
     logits, known = lm.predict(shown, states, mask)
@@ -48,11 +48,11 @@ def blur_text(
 # %% ../../nbs/14_listening.ipynb #311fb660
 def hidden_frames(
     n_frames: int, # F
-    share: float, # largest share that is hidden, 0 to 1; an item draws its own from 0 on
+    share: float, # largest probability of hiding a run; an item draws its own from 0 on
     generator: torch.Generator,
     run: int = 10, # frames that are hidden together
 ) -> torch.Tensor: # (F,) bool, True: not shown to the model
-    "Which frames of an item a language model has to predict from the text and the frames further back"
+    "Which frames of an item a language model is not shown, in runs"
     amount = share * torch.rand(1, generator=generator)
     start = torch.randint(run, (1,), generator=generator).item()
     runs = torch.rand(n_frames // run + 2, generator=generator) < amount
