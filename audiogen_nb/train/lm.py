@@ -60,7 +60,7 @@ class LMTraining:
     hide_words: float = 0.15           # probability of hiding a single word
     text_noise: float = 0.6            # largest standard deviation of the noise on word vectors
     hide_frames: float = 0.0           # largest probability of hiding a run of frames from the model
-    stream_weights: tuple[float, ...] = ()   # of the K streams in the loss that is logged; (): all alike
+    stream_weights: tuple[float, ...] = ()   # of the K streams in the loss, as logged; (): all alike
     keep_start: float = 0.0            # share of the weights it started from in the result (`--start-from`)
     seed: int = 0
     checkpoint_every: int = 100        # steps
