@@ -35,7 +35,7 @@ from ..sound import save_audio, set_level
 from ..text.captions import CaptionShards
 from ..text.encoders import TextEncoder, drop_text
 from .acceleration import (
-    Machine, WholeState, accelerated, recomputed, shard, tracking, update, whole, wrapped)
+    Machine, WholeState, accelerated, check_compiler, recomputed, shard, tracking, update, whole, wrapped)
 from .lm_step import blur_text, hidden_frames, lm_loss
 from .loop import SCHEDULES, load_checkpoint, locks_folder, run_steps, update_average
 from .parts import (
@@ -307,7 +307,7 @@ def _captions_of(*sets):
     return (text for tokens in sets if tokens for i in range(len(tokens)) for text in tokens.captions_of(i))
 
 def _check_parts(c, s, machine, codec):
-    "Refuse, before the first step, a batch that cannot be shared and a codec of another kind"
+    "Refuse, before the first step, what this machine cannot do and a codec of another kind"
     shares = machine.accumulate * int(os.environ.get("WORLD_SIZE") or 1)
     if s.batch_size % shares:
         raise ValueError(f"a batch of {s.batch_size} cannot be worked through in {shares} equal parts "
@@ -315,6 +315,7 @@ def _check_parts(c, s, machine, codec):
     if machine.shard and int(os.environ.get("WORLD_SIZE") or 1) == 1:
         raise ValueError("shard divides a model over several processes, and there is one: start it with "
                          "torchrun or accelerate launch, or set machine.shard to false")
+    check_compiler(machine)
     if s.stream_weights and len(s.stream_weights) != c.n_q:
         raise ValueError(f"stream_weights needs a weight for each of the {c.n_q} streams, "
                          f"got {list(s.stream_weights)}")

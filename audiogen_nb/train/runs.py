@@ -35,10 +35,11 @@ def read_settings(
     for f in fields(kind):
         value = section.get(f.name, f.default)
         kinds = _LIKE.get(type(f.default), type(f.default))
+        like = list(f.default) if isinstance(f.default, tuple) else f.default            # as JSON has it
         if f.default is not None and (
             not isinstance(value, kinds) or isinstance(value, bool) != isinstance(f.default, bool)
         ):
-            raise TypeError(f"{where}: {f.name} must be like {f.default!r}, got {value!r}")
+            raise TypeError(f"{where}: {f.name} must be like {like!r}, got {value!r}")
         if isinstance(value, float):
             real_number(value, f"{where}: {f.name}")                  # JSON may say NaN
     return kind(**section)
